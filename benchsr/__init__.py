@@ -1,0 +1,1 @@
+"""benchsr: adversarial robustness benchmark for x4 image super-resolution."""

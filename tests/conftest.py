@@ -1,0 +1,39 @@
+"""Shared fixtures: small seeded networks and images, so that every test runs offline in moments."""
+
+from __future__ import annotations
+
+import os
+
+# Idle OpenMP threads that spin would starve other processes on a small machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+import torch
+from spandrel.architectures.ESRGAN import ESRGAN
+from torch import Tensor, nn
+
+
+def tiny_rrdb(seed: int = 0, num_filters: int = 8, num_blocks: int = 1) -> nn.Module:
+    """A seeded random RRDB generator of scale 4 whose output spreads around 0.5, as an image's values would."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = ESRGAN(num_filters=num_filters, num_blocks=num_blocks, scale=4)
+        last = net.model[-1]
+        nn.init.normal_(last.weight, std=0.3)
+        nn.init.constant_(last.bias, 0.5)
+    net.requires_grad_(False)
+    eval_net: nn.Module = net.eval()
+    return eval_net
+
+
+def images(n: int, side: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random LR (n, 3, side, side) and HR (n, 3, 4 side, 4 side), kept off 0 and 1 so that clipping is rare."""
+    gen = torch.Generator().manual_seed(seed)
+    lr = torch.rand((n, 3, side, side), generator=gen) * 0.8 + 0.1
+    hr = torch.rand((n, 3, 4 * side, 4 * side), generator=gen)
+    return lr, hr
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    return tiny_rrdb()
