@@ -1,0 +1,327 @@
+"""One gradient loop; FGSM, BIM, PGD and CW are settings and small hooks of it (paper, section 3.1).
+
+Every attack is a `torchattacks.attack.Attack` whose label is the HR truth: `atk(lr, hr)` returns attacked LR images.
+Unlike torchattacks' own, these keep the best iterate, leave every submodule in the mode they found it in, check their
+inputs, and draw from per-image generators instead of the global one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchattacks.attack import Attack
+
+from benchsr.balls import Linf
+from benchsr.batching import row_slices
+from benchsr.objectives import BoundObjective, Objective
+from benchsr.rng import generators
+from benchsr.types import SCALE, InputError, ModelError
+
+Step = Callable[[Tensor, Tensor], Tensor]
+"""(search variable, gradient of the gain) -> next search variable."""
+
+
+def check_pair(lr: Tensor, hr: Tensor) -> None:
+    """Raise InputError unless `lr` (N, 3, h, w) and `hr` (N, 3, 4h, 4w) are float tensors in [0, 1] of one device."""
+    for name, image in (("lr", lr), ("hr", hr)):
+        if image.dim() != 4 or image.shape[1] != 3:
+            raise InputError(f"{name} must have shape (N, 3, H, W); got {tuple(image.shape)}")
+        if not image.is_floating_point():
+            raise InputError(f"{name} must be floating point in [0, 1]; got {image.dtype} (divide 8-bit images by 255)")
+        if not bool(((image >= 0) & (image <= 1)).all()):
+            raise InputError(f"{name} must be finite and in [0, 1]; it spans {image.min():g} to {image.max():g}")
+    n, _, h, w = lr.shape
+    if hr.shape != (n, 3, SCALE * h, SCALE * w):
+        raise InputError(f"hr must be {SCALE} times lr: expected {(n, 3, SCALE * h, SCALE * w)}, got {tuple(hr.shape)}")
+    if lr.device != hr.device:
+        raise InputError(f"lr is on {lr.device} but hr on {hr.device}; move them to one device")
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put `model` into eval mode, and afterwards each of its submodules back into the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What an attack did to N images of (3, h, w).
+
+    `lr`: attacked images (N, 3, h, w) in [0, 1]. `loss_clean`, `loss_attacked`: the objective before and after, (N,).
+    `losses`: the objective at every iterate, (steps + 1, N). `best_step`: index of the iterate kept, (N,).
+    `zero_gradient`: largest share over the steps of gradient elements that were exactly zero, (N,).
+    """
+
+    lr: Tensor
+    loss_clean: Tensor
+    loss_attacked: Tensor
+    losses: Tensor
+    best_step: Tensor
+    zero_gradient: Tensor
+
+    @staticmethod
+    def cat(parts: Sequence[AttackResult]) -> AttackResult:
+        """Join results of parts of a batch."""
+        return AttackResult(
+            *(torch.cat([getattr(p, name) for p in parts]) for name in ("lr", "loss_clean", "loss_attacked")),
+            torch.cat([p.losses for p in parts], dim=1),
+            *(torch.cat([getattr(p, name) for p in parts]) for name in ("best_step", "zero_gradient")),
+        )
+
+
+class GradientAttack(Attack):  # type: ignore[misc]
+    """The loop that all gradient attacks share: start, then `steps` times gradient and step; the best iterate wins.
+
+    `model` maps LR (N, 3, h, w) in [0, 1] to SR (N, 3, 4h, 4w), unclamped. `objective` defaults to L1 + perceptual
+    with weights one. With `keep_best=False` the last iterate is returned, as torchattacks does.
+    Subclasses say where the search starts, how a search variable becomes an image, what is maximised and how to step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        steps: int,
+        objective: Objective | None = None,
+        keep_best: bool = True,
+    ) -> None:
+        if steps < 1:
+            raise InputError(f"steps must be at least 1; got {steps}")
+        with contextlib.redirect_stdout(io.StringIO()):  # the base class prints when a model has no parameters
+            super().__init__(type(self).__name__, model)
+        self.steps = steps
+        self.objective = objective or Objective()
+        self.keep_best = keep_best
+
+    def start(self, x: Tensor, gens: Sequence[torch.Generator]) -> Tensor:
+        """The first search variable for clean images `x` (N, 3, h, w)."""
+        return x
+
+    def image(self, v: Tensor) -> Tensor:
+        """The image (N, 3, h, w) in [0, 1] that the search variable `v` stands for."""
+        return v
+
+    def gain(self, loss: Tensor, image: Tensor, x: Tensor) -> Tensor:
+        """What the attack maximises, (N,), given the objective's `loss` (N,)."""
+        return loss
+
+    def stepper(self, x: Tensor) -> Step:
+        """A fresh step rule for one run on clean images `x`."""
+        raise NotImplementedError
+
+    def __call__(self, lr: Tensor, hr: Tensor, ids: Sequence[str] | None = None, seed: int = 0) -> Tensor:
+        """Attack `lr` (N, 3, h, w) so that the model's output leaves `hr` (N, 3, 4h, 4w); see `run`."""
+        return self.run(lr, hr, ids, seed).lr
+
+    forward = __call__
+
+    def run(
+        self,
+        lr: Tensor,
+        hr: Tensor,
+        ids: Sequence[str] | None = None,
+        seed: int = 0,
+        *,
+        bound: BoundObjective | None = None,
+        batch_size: int | None = None,
+    ) -> AttackResult:
+        """Attack and report. `ids` (default "0", "1", ...) and `seed` determine all random draws, image by image.
+
+        `bound` hands in the objective bound to `hr`, to share its features between attacks. Raises InputError for
+        tensors of wrong shape, type, device or range, and ModelError where the model's output cannot be used.
+        """
+        check_pair(lr, hr)
+        ids = [str(i) for i in range(len(lr))] if ids is None else list(ids)
+        if len(ids) != len(lr):
+            raise InputError(f"{len(ids)} ids for {len(lr)} images")
+        with eval_mode(self.model):
+            return AttackResult.cat(
+                [
+                    self._search(lr[rows], bound[rows] if bound else self.objective.bind(hr[rows]), ids[rows], seed)
+                    for rows in row_slices(len(lr), lr.device, batch_size)
+                ]
+            )
+
+    def _search(self, x: Tensor, bound: BoundObjective, ids: Sequence[str], seed: int) -> AttackResult:
+        x = x.detach()
+        v = self.start(x, generators(seed, ids, f"{self.attack.lower()}-start"))
+        step = self.stepper(x)
+        losses: list[Tensor] = []
+        zero = x.new_zeros(len(x))
+        best_image, best_gain = x, x.new_full((len(x),), -torch.inf)
+        best_loss, best_step = x.new_zeros(len(x)), torch.zeros(len(x), dtype=torch.long, device=x.device)
+        loss_clean: Tensor | None = None
+        for t in range(self.steps + 1):
+            last = t == self.steps
+            v = v.detach().requires_grad_(not last)
+            with torch.set_grad_enabled(not last):
+                image = self.image(v)
+                loss = bound(self._sr(image, bound.hr.shape))
+                gain = self.gain(loss, image, x)
+            if not last:
+                (grad,) = torch.autograd.grad(gain.sum(), v)
+                zero = torch.maximum(zero, (grad == 0).flatten(1).float().mean(1))
+            image, loss, gain = image.detach(), loss.detach(), gain.detach()
+            losses.append(loss)
+            if t == 0 and torch.equal(image, x):
+                loss_clean = loss
+            better = gain > best_gain if self.keep_best else torch.full_like(gain, last, dtype=torch.bool)
+            best_gain = torch.where(better, gain, best_gain)
+            best_loss = torch.where(better, loss, best_loss)
+            best_step = torch.where(better, t, best_step)
+            best_image = torch.where(better.view(-1, 1, 1, 1), image, best_image)
+            if not last:
+                v = step(v.detach(), grad)
+        if loss_clean is None:
+            with torch.no_grad():
+                loss_clean = bound(self._sr(x, bound.hr.shape))
+        trace = torch.stack(losses)
+        if not bool(torch.isfinite(trace).all()):
+            raise ModelError("the model returned NaN or infinite values under attack, or its loss overflowed")
+        return AttackResult(best_image, loss_clean, best_loss, trace, best_step, zero)
+
+    def _sr(self, image: Tensor, shape: torch.Size) -> Tensor:
+        sr: Tensor = self.model(image)
+        if sr.shape != shape:
+            raise ModelError(
+                f"the model turned {tuple(image.shape)} into {tuple(sr.shape)}; a x{SCALE} model gives {tuple(shape)}"
+            )
+        return sr
+
+
+class PGD(GradientAttack):
+    """Projected gradient descent in the L-infinity ball (paper, section 3.1; Madry et al. 2018).
+
+    `eps`, `alpha`: radius and step in [0, 1] units. `random_start` draws the first iterate from U(-eps, eps);
+    `start_scale` below 1 draws it at that fraction of the resolution, nearest-upsampled (Castillo et al. 2021: 1/1.5).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        eps: float = 10 / 255,
+        alpha: float = 2 / 255,
+        steps: int = 10,
+        random_start: bool = True,
+        start_scale: float = 1.0,
+        objective: Objective | None = None,
+        keep_best: bool = True,
+    ) -> None:
+        if not 0 <= eps <= 1 or alpha < 0 or not 0 < start_scale <= 1:
+            raise InputError(f"need eps in [0, 1], alpha >= 0, start_scale in (0, 1]; got {eps}, {alpha}, {start_scale}")
+        super().__init__(model, steps=steps, objective=objective, keep_best=keep_best)
+        self.ball = Linf(eps)
+        self.alpha = alpha
+        self.random_start = random_start
+        self.start_scale = start_scale
+
+    def start(self, x: Tensor, gens: Sequence[torch.Generator]) -> Tensor:
+        """`x`, or `x` plus a uniform draw from the ball, inside [0, 1]."""
+        if not self.random_start:
+            return x
+        h, w = x.shape[-2:]
+        coarse = x[..., : max(1, round(h * self.start_scale)), : max(1, round(w * self.start_scale))]
+        delta = F.interpolate(self.ball.random(coarse, gens), size=(h, w), mode="nearest")
+        return (x + delta).clamp(0, 1)
+
+    def stepper(self, x: Tensor) -> Step:
+        """Ascend by `alpha` along the gradient's sign, then project to the ball and to [0, 1]."""
+        return lambda v, grad: (x + self.ball.project(v + self.alpha * self.ball.steepest(grad) - x)).clamp(0, 1)
+
+
+class BIM(PGD):
+    """Basic iterative method: `steps` steps of eps / steps from the clean image (paper, section 3.1)."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        eps: float = 10 / 255,
+        steps: int = 10,
+        objective: Objective | None = None,
+        keep_best: bool = True,
+    ) -> None:
+        alpha = eps / max(steps, 1)
+        super().__init__(
+            model, eps=eps, alpha=alpha, steps=steps, random_start=False, objective=objective, keep_best=keep_best
+        )
+
+
+class FGSM(BIM):
+    """Fast gradient sign method: one step of `eps` (paper, equation 1)."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        eps: float = 10 / 255,
+        objective: Objective | None = None,
+        keep_best: bool = True,
+    ) -> None:
+        super().__init__(model, eps=eps, steps=1, objective=objective, keep_best=keep_best)
+
+
+class CW(GradientAttack):
+    """Carlini & Wagner for SR (paper, equation 2): min over w of ||delta||_2 - c L, x + delta = (tanh(w) + 1) / 2.
+
+    `lr` is Adam's learning rate on w. L is summed over the HR image's elements here, not averaged: equation 2 leaves
+    that open, and with a mean any delta costs more than c = 0.01 can bring, so that delta = 0 would be optimal, while
+    the paper's CW destroys ESRGAN's output.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        c: float = 0.01,
+        lr: float = 0.01,
+        steps: int = 6,
+        objective: Objective | None = None,
+        keep_best: bool = True,
+    ) -> None:
+        if c <= 0 or lr <= 0:
+            raise InputError(f"c and lr must be positive; got {c}, {lr}")
+        super().__init__(model, steps=steps, objective=objective, keep_best=keep_best)
+        self.c = c
+        self.lr = lr
+
+    def start(self, x: Tensor, gens: Sequence[torch.Generator]) -> Tensor:
+        """The w whose image is `x`, kept finite where a pixel is 0 or 1."""
+        return torch.atanh((2 * x - 1).clamp(-1 + 1e-6, 1 - 1e-6))
+
+    def image(self, v: Tensor) -> Tensor:
+        """(tanh(w) + 1) / 2, inside [0, 1] by construction."""
+        return (torch.tanh(v) + 1) / 2
+
+    def gain(self, loss: Tensor, image: Tensor, x: Tensor) -> Tensor:
+        """c L - ||delta||_2, the negative of equation 2."""
+        elements = SCALE**2 * x[0].numel()
+        # The norm's gradient at delta = 0 is undefined; under a tiny offset it is zero.
+        norm = ((image - x).square().flatten(1).sum(1) + 1e-12).sqrt()
+        return self.c * elements * loss - norm
+
+    def stepper(self, x: Tensor) -> Step:
+        """One Adam step on w (Kingma & Ba 2015, torch's defaults)."""
+        w = torch.zeros_like(x)
+        adam = torch.optim.Adam([w], lr=self.lr, maximize=True)
+
+        def step(v: Tensor, grad: Tensor) -> Tensor:
+            w.copy_(v)
+            w.grad = grad
+            adam.step()
+            return w.clone()
+
+        return step
