@@ -1,0 +1,298 @@
+"""The command line: names in, calls out. Exit codes: 0 done, 1 some evaluations failed, 2 wrong usage or bad input."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.table import Table
+
+from benchsr.types import BenchsrError, InputError, Status
+
+app = typer.Typer(
+    name="benchsr",
+    help="Adversarial robustness benchmark for x4 image super-resolution.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console()
+err = Console(stderr=True)
+
+Models = Annotated[str, typer.Option(help="'all', or ids and card files (my-model.toml) separated by commas.")]
+Threats = Annotated[str, typer.Option(help="'all', or ids separated by commas.")]
+ProtocolName = Annotated[str, typer.Option(help="Protocol id, or the path of a protocol file (.toml).")]
+DatasetName = Annotated[
+    str | None, typer.Option(help="Another data set: an id, or a folder of HR images (or HR/ and LR/).")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of all random draws. Default: the protocol's.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting of the threat, as name=value. Repeat for more.")
+]
+
+
+def examples(*lines: str) -> str:
+    """An epilog that shows commands, one a line."""
+    return "**Examples**\n\n" + "\n\n".join(f"`{line}`" for line in lines)
+
+
+@app.command(
+    epilog=examples(
+        "benchsr run --models all --threats all",
+        "benchsr run --models impressionism-ntire,my-model.toml --threats clean,noise,pgd --limit 2",
+        "benchsr run --protocol paper --device cuda --precision bf16",
+        "benchsr run --dataset photos/ --out my-boards",
+    )
+)
+def run(
+    models: Models = "all",
+    threats: Threats = "all",
+    protocol: ProtocolName = "quick",
+    dataset: DatasetName = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first images of the data set.")] = None,
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder that gets <protocol>/results.csv.")] = Path(
+        "leaderboards"
+    ),
+    cache: Annotated[Path | None, typer.Option(help="Folder of attacked images. Default: the user's cache.")] = None,
+    device: Device = "auto",
+    precision: Annotated[str | None, typer.Option(help="fp32 or bf16: of the network inside attacks.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at once on a GPU. Never changes a figure on the CPU.")] = 8,
+    seed: Seed = None,
+    perceptual_net: Annotated[str | None, typer.Option(help="vgg16 or vgg19: of the attacks' loss.")] = None,
+) -> None:
+    """Evaluate models under threats and write the leaderboard: tables, plots, report.
+
+    The same command again goes on where the last one stopped and repeats nothing that is known.
+    Exit code: 0 all that is available is evaluated, 1 some evaluations failed, 2 wrong usage.
+    """
+    from benchsr.leaderboard import summary_table
+    from benchsr.runner import evaluate
+
+    outcome = evaluate(
+        models,
+        threats,
+        protocol,
+        dataset=dataset,
+        limit=limit,
+        out=out_dir,
+        cache=cache,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        seed=seed,
+        perceptual_net=perceptual_net,
+        console=out,
+    )
+    for table in summary_table(outcome.planned):
+        out.print(table)
+    unavailable = {r.model: r.reason for r in outcome.planned if r.status is Status.UNAVAILABLE and r.image}
+    if unavailable:
+        out.print(f"{len(unavailable)} models have no weights here; reasons: {outcome.folder / 'report.md'}")
+    out.print(f"Leaderboard: {outcome.folder}")
+    if outcome.failures:
+        err.print(f"{len(outcome.failures)} evaluations failed; their reasons stand in {outcome.folder / 'results.csv'}")
+        raise typer.Exit(1)
+
+
+@app.command("list", epilog=examples("benchsr list models", "benchsr list threats"))
+def list_entries(kind: Annotated[str, typer.Argument(help="models, threats, datasets or protocols.")]) -> None:
+    """List what benchsr knows."""
+    from benchsr.data import DATASETS
+    from benchsr.models import availability, zoo
+    from benchsr.protocol import protocols
+    from benchsr.registry import Registry
+    from benchsr.threats import THREATS, ThreatSpec
+
+    def threat_settings(spec: ThreatSpec) -> str:
+        return ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in spec.defaults.items())
+
+    listings: dict[str, tuple[tuple[str, ...], Callable[[], Iterable[tuple[str, ...]]]]] = {
+        "models": (
+            ("id", "title", "scale", "weights"),
+            lambda: ((c.id, c.title, c.family, availability(c)[1]) for c in zoo().values()),
+        ),
+        "threats": (
+            ("id", "title", "kind", "settings"),
+            lambda: ((i, s.title, s.kind, threat_settings(s)) for i, s in THREATS.items()),
+        ),
+        "datasets": (("id", "title"), lambda: ((i, s.title) for i, s in DATASETS.items())),
+        "protocols": (("id", "title", "data"), lambda: ((p.id, p.title, p.dataset) for p in protocols().values())),
+    }
+    columns, rows = Registry("kind of entry", listings)[kind]
+    table = Table(*columns)
+    for row in rows():
+        table.add_row(*row)
+    out.print(table)
+
+
+@app.command(epilog=examples("benchsr show impressionism-ntire", "benchsr show pgd", "benchsr show paper"))
+def show(entry: Annotated[str, typer.Argument(metavar="ID", help="A model, threat, data set or protocol.")]) -> None:
+    """Show everything about one entry."""
+    from benchsr.data import DATASETS
+    from benchsr.models import availability, load_card, zoo
+    from benchsr.protocol import protocols
+    from benchsr.registry import Registry
+    from benchsr.threats import THREATS
+
+    if entry.endswith(".toml") or entry in zoo():
+        card = load_card(entry)
+        out.print({"model": card.model_dump(exclude_none=True), "weights": availability(card)[1]})
+    elif entry in THREATS:
+        spec = THREATS[entry]
+        out.print({"threat": entry, "title": spec.title, "kind": spec.kind, "settings": spec.defaults})
+        if spec.make is not None:
+            out.print(inspect.getdoc(spec.make) or "")
+    elif entry in protocols():
+        protocol = protocols()[entry]
+        out.print({"protocol": protocol.figures(), "fingerprint": protocol.fingerprint})
+        out.print("\n".join(protocol.description))
+    elif entry in DATASETS:
+        out.print(DATASETS[entry])
+    else:
+        known = [*zoo(), *THREATS, *DATASETS, *protocols()]
+        Registry("entry", dict.fromkeys(known))[entry]
+
+
+@app.command(epilog=examples("benchsr fetch div2k-valid", "benchsr fetch impressionism-ntire"))
+def fetch(name: Annotated[str, typer.Argument(help="A data set, or a model whose weights are wanted.")]) -> None:
+    """Download a data set or a model's weights: with progress, resumed after a break, checked against its hash."""
+    from benchsr import data
+    from benchsr.models import load_card, network_key, zoo
+
+    if name.endswith(".toml") or name in zoo():
+        out.print(f"{name}: network {network_key(load_card(name))}")
+    else:
+        out.print(f"{name}: {data.fetch(name)}")
+
+
+@app.command(
+    epilog=examples(
+        "benchsr attack photo.png --model impressionism-ntire --threat pgd --out attacked.png",
+        "benchsr attack photo.png --model realesrgan-x4plus --threat pgd --set eps=0.0157 --set steps=20",
+    )
+)
+def attack(
+    image: Annotated[Path, typer.Argument(help="An HR image; LR is made from it.")],
+    model: Annotated[str, typer.Option(help="Model id or card file.")],
+    threat: Annotated[str, typer.Option(help="Threat id.")] = "pgd",
+    settings: Settings = None,
+    out_file: Annotated[Path, typer.Option("--out", help="PNG of the attacked LR.")] = Path("attacked.png"),
+    crop: Annotated[int | None, typer.Option(help="Side of a centred LR crop.")] = None,
+    device: Device = "auto",
+    seed: Seed = None,
+) -> None:
+    """Attack one image, and save the attacked LR and what the model makes of it."""
+    from benchsr.attacks import AttackResult
+    from benchsr.data import load_sample, write_image
+    from benchsr.metrics import psnr
+    from benchsr.runner import pick_device
+    from benchsr.smoothing import load_model
+    from benchsr.threats import load_threat
+
+    chosen = load_threat(threat, **parse_settings(settings or []))
+    target = pick_device(device)
+    network = load_model(model, device=target)
+    sample = load_sample(image, crop=crop)
+    lr, hr = sample.lr[None].to(target), sample.hr[None].to(target)
+    with out.status(f"{chosen.spec.title} on {model}"):
+        result = chosen.run(network, lr, hr, [sample.id], seed or 0)
+        attacked = result.lr if isinstance(result, AttackResult) else result
+        with torch.no_grad():
+            sr_clean, sr = network(lr).clamp(0, 1), network(attacked).clamp(0, 1)
+    sr_file = out_file.with_name(f"{out_file.stem}-sr.png")
+    write_image(out_file, attacked[0].cpu())
+    write_image(sr_file, sr[0].cpu())
+    table = Table("", "before", "after")
+    if isinstance(result, AttackResult):
+        table.add_row("objective", f"{float(result.loss_clean):.4f}", f"{float(result.loss_attacked):.4f}")
+    table.add_row("PSNR", f"{float(psnr(sr_clean, hr)):.2f} dB", f"{float(psnr(sr, hr)):.2f} dB")
+    out.print(table)
+    out.print(f"largest change of a pixel: {float((attacked - lr).abs().max()) * 255:.2f}/255")
+    out.print(f"attacked LR: {out_file} (rounded to 8 bit)\nits SR: {sr_file}")
+
+
+@app.command(
+    epilog=examples(
+        "benchsr upscale small.png --model impressionism-ntire --out large.png",
+        "benchsr upscale noisy.png --model mrs-impressionism-ntire --threat fgsm",
+    )
+)
+def upscale(
+    image: Annotated[Path, typer.Argument(help="An LR image.")],
+    model: Annotated[str, typer.Option(help="Model id or card file.")],
+    out_file: Annotated[Path, typer.Option("--out", help="PNG of the SR image.")] = Path("upscaled.png"),
+    threat: Annotated[str, typer.Option(help="For smoothed models: use the sigma set for this threat.")] = "clean",
+    device: Device = "auto",
+) -> None:
+    """Super-resolve one image x4."""
+    from benchsr.data import read_image, write_image
+    from benchsr.runner import pick_device
+    from benchsr.smoothing import load_model
+
+    target = pick_device(device)
+    lr = read_image(image)[None].to(target)
+    with out.status(f"{model} on {lr.shape[3]} x {lr.shape[2]} pixels"), torch.no_grad():
+        sr = load_model(model, threat, target)(lr)
+    write_image(out_file, sr[0].clamp(0, 1).cpu())
+    out.print(f"{out_file}: {sr.shape[3]} x {sr.shape[2]} pixels")
+
+
+@app.command(epilog=examples("benchsr report", "benchsr report --protocol paper --out my-boards"))
+def report(
+    protocol: ProtocolName = "quick",
+    dataset: DatasetName = None,
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder that holds <protocol>/results.csv.")] = Path(
+        "leaderboards"
+    ),
+) -> None:
+    """Write tables, plots and report again from results.csv."""
+    from benchsr.runner import rewrite
+
+    folder = rewrite(protocol, dataset, out_dir)
+    out.print(f"Leaderboard: {folder}")
+
+
+def parse_settings(pairs: list[str]) -> dict[str, float | int | bool | str]:
+    """Turn ["eps=0.03", "steps=20"] into typed settings. Raises InputError for anything not name=value."""
+    settings: dict[str, float | int | bool | str] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not (name and equals and text):
+            raise InputError(f"--set {pair!r}: write it as name=value, for example --set eps=0.03")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        settings[name] = value if isinstance(value, float | int | bool | str) else text
+    return settings
+
+
+def main() -> None:
+    """Entry point: errors that users can act on become one message and exit code 2, never a traceback."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err, show_time=False, show_path=False)]
+    )
+    try:
+        app()
+    except BenchsrError as error:
+        err.print(f"[bold red]benchsr:[/] {escape(str(error))}", highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("benchsr: interrupted; what was computed is kept, and the same command goes on from there")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,337 @@
+"""From names to a leaderboard: plan the cells, reuse what results.csv holds already, compute the rest, write it all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from benchsr.cache import AttackCache
+from benchsr.data import Dataset, load_dataset
+from benchsr.downloads import cache_dir, write_atomic
+from benchsr.leaderboard import LeaderboardInfo, write_leaderboard
+from benchsr.models import Card, load_card, network_key, sigma_for, zoo
+from benchsr.protocol import CODE_VERSION, Protocol, digest, load_protocol
+from benchsr.records import append_record, read_results, write_results
+from benchsr.threats import THREATS
+from benchsr.types import BenchsrError, InputError, Record, Status
+from benchsr.worker import Cell, Worker
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the leaderboard: its card, and the key of its network, or why its weights cannot be had."""
+
+    card: Card
+    network: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did. `records` are all of the leaderboard in `folder`; `planned` only those of this run."""
+
+    folder: Path
+    records: list[Record]
+    planned: list[Record]
+    computed: int
+
+    @property
+    def failures(self) -> list[Record]:
+        """Evaluations of this run that could have been done but went wrong."""
+        return [record for record in self.planned if record.status is Status.FAILED]
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device for "auto", "cpu" or "cuda". Raises InputError where there is no such device."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"unknown device {name!r}; use auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda was asked for, but torch sees none; use --device cpu")
+    return torch.device(name)
+
+
+def select_cards(models: str) -> list[Card]:
+    """Cards for "all" or for a comma-separated list of ids and paths of card files."""
+    names = [name.strip() for name in models.split(",") if name.strip()]
+    if models.strip() == "all" or not names:
+        return [zoo()[name] for name in zoo().select(models)]
+    return [load_card(name) for name in dict.fromkeys(names)]
+
+
+def select_threats(threats: str, protocol: Protocol) -> list[str]:
+    """Ids for "all" of the protocol's threats or a comma-separated list. Raises InputError for one outside of them."""
+    if threats.strip() == "all":
+        return list(protocol.threats)
+    ids = THREATS.select(threats)
+    for threat in ids:
+        if threat not in protocol.threats:
+            raise InputError(f"protocol {protocol.id!r} has no threat {threat!r}; it has: {', '.join(protocol.threats)}")
+    return ids
+
+
+def resolve(cards: Iterable[Card]) -> list[Row]:
+    """Find each card's weights; a card whose weights cannot be had keeps its row, with the reason."""
+    rows = []
+    for card in cards:
+        try:
+            rows.append(Row(card, network_key(card)))
+        except BenchsrError as error:
+            rows.append(Row(card, f"unavailable:{card.id}", str(error)))
+    return rows
+
+
+def plan(
+    protocol: Protocol, rows: Sequence[Row], threats: Sequence[str], dataset: Dataset, limit: int | None = None
+) -> tuple[list[Cell], list[Record]]:
+    """The cells to compute, network by network, and the records of what cannot be evaluated, with their reasons."""
+    cells: list[Cell] = []
+    missing: list[Record] = []
+    by_network: dict[str, list[Row]] = {}
+    for row in rows:
+        by_network.setdefault(row.network, []).append(row)
+    data = {threat: _samples(protocol, threat, dataset) for threat in threats}
+    for network, group in by_network.items():
+        for threat_id in threats:
+            threat, (samples, absent) = protocol.threat(threat_id), data[threat_id]
+            images = samples.ids[:limit] if samples else [""]
+            templates = [
+                Record(
+                    protocol=protocol.id,
+                    dataset=threat.spec.dataset or dataset.id,
+                    model=row.card.id,
+                    threat=threat_id,
+                    image=image,
+                    status=Status.UNAVAILABLE if row.reason or absent else Status.OK,
+                    reason=row.reason or absent,
+                    seed=protocol.seed,
+                )
+                for image in images
+                for row in group
+            ]
+            if samples is None or group[0].reason:
+                missing += [replace(t, key=digest([t.model, t.threat, t.image, t.reason])) for t in templates]
+                continue
+            cause: dict[str, Any] = {"threat": threat_id, "settings": dict(threat.settings), "seed": protocol.seed}
+            cause |= {"quantise_lr": protocol.quantise_lr}
+            if threat.objective:
+                cause |= {"network": network, "precision": protocol.precision}
+            attack_keys = {image: digest([CODE_VERSION, cause, samples.sample_key(image)]) for image in images}
+            scored = [network, protocol.metrics.model_dump(), protocol.seed]
+            smoothing = {row.card.id: _smoothing(row.card, threat_id) for row in group}
+            records = (replace(t, key=digest([attack_keys[t.image], scored, smoothing[t.model]])) for t in templates)
+            cells.append(Cell(threat_id, {r.card.id: r.card for r in group}, samples, tuple(records), attack_keys))
+    return cells, missing
+
+
+def _samples(protocol: Protocol, threat_id: str, dataset: Dataset) -> tuple[Dataset | None, str]:
+    """The images of a threat: its own paired data set, or the protocol's; None and the reason where absent."""
+    own = protocol.threat(threat_id).spec.dataset
+    if not own:
+        return dataset, ""
+    try:
+        return load_dataset(own, crop=protocol.crop), ""
+    except BenchsrError as error:
+        return None, str(error)
+
+
+def _smoothing(card: Card, threat_id: str) -> list[float]:
+    sigma = sigma_for(card, threat_id)
+    return [sigma, card.smoothing.n] if card.smoothing and sigma else []
+
+
+def evaluate(
+    models: str = "all",
+    threats: str = "all",
+    protocol: str | Path | Protocol = "quick",
+    *,
+    dataset: str | None = None,
+    limit: int | None = None,
+    out: str | Path = "leaderboards",
+    cache: str | Path | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+    batch_size: int = 8,
+    seed: int | None = None,
+    perceptual_net: str | None = None,
+    console: Console | None = None,
+) -> Outcome:
+    """Run the benchmark and write the leaderboard; `run` documents the arguments. `console` None: no progress shown."""
+    console = console or Console(quiet=True)
+    base = protocol if isinstance(protocol, Protocol) else load_protocol(protocol)
+    chosen = base.override(dataset=dataset, seed=seed, precision=precision, perceptual_net=perceptual_net)
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit must be at least 1; got {limit}")
+    if batch_size < 1:
+        raise InputError(f"--batch-size must be at least 1; got {batch_size}")
+    torch_device = pick_device(device)
+    threat_ids = select_threats(threats, chosen)
+    cards = select_cards(models)
+    data = load_dataset(chosen.dataset, crop=chosen.crop)
+    folder = Path(out) / chosen.id
+
+    with console.status("Looking for weights"):
+        rows = resolve(cards)
+    cells, missing = plan(chosen, rows, threat_ids, data, limit)
+    about = _about(chosen, rows, torch_device)
+    known = _open_results(folder, chosen, about)
+    by_key = {record.key: record for record in known if record.status is Status.OK}
+    planned = [record for cell in cells for record in cell.records] + missing
+    fresh = {r.key: r for cell in cells for r in cell.records if r.key not in by_key}
+    console.print(
+        f"{chosen.title}: {len(rows)} models x {len(threat_ids)} threats; {len(fresh)} evaluations to do, "
+        f"{len(planned) - len(missing) - len(fresh)} known already, {len(missing)} unavailable"
+    )
+
+    worker = Worker(chosen, torch_device, AttackCache(Path(cache) if cache else cache_dir() / "attacked"), batch_size)
+    with _progress(console) as progress:
+        bar = progress.add_task("", total=len(fresh), visible=bool(fresh))
+        for cell in cells:
+            progress.update(bar, description=f"{cell.network_card.id} / {cell.threat}")
+            # Rows that come to the same figure, such as a smoothed model where its sigma is 0, share a key.
+            todo = [r for r in cell.records if fresh.get(r.key) is r]
+            for record in worker.run(cell, todo):
+                append_record(folder / "results.csv", record)
+                by_key[record.key] = record
+                progress.advance(bar)
+                if record.status is Status.FAILED:
+                    console.print(f"[red]failed[/] {record.model} / {record.threat} / {record.image}: {record.reason}")
+
+    ours = [replace(by_key.get(r.key, r), model=r.model) for r in planned]
+    records = _kept(known, planned, data) + ours
+    write_results(folder / "results.csv", records)
+    cards_by_id = {**zoo(), **{card.id: card for card in cards}}
+    write_leaderboard(folder, records, protocol=about_leaderboard(chosen, data), cards=cards_by_id)
+    write_atomic(folder / "run.json", json.dumps({**about, "finished": _now()}, indent=2) + "\n")
+    return Outcome(folder, records, ours, len(fresh))
+
+
+def run(
+    models: str = "all",
+    threats: str = "all",
+    protocol: str | Path | Protocol = "quick",
+    **options: Any,
+) -> pd.DataFrame:
+    """Run the benchmark and return this run's lines of results.csv, one for each model x threat x image.
+
+    `models` and `threats`: "all" or comma-separated ids (models: also paths of card files). `protocol`: an id or the
+    path of a protocol file. Options, all by keyword: `dataset` (another data set or folder), `limit` (first images
+    only), `out` (default "leaderboards": the folder that gets <protocol>/results.csv and the rest), `cache` (folder of
+    attacked images), `device` ("auto", "cpu", "cuda"), `precision` ("fp32", "bf16"), `batch_size`, `seed`,
+    `perceptual_net` ("vgg16", "vgg19") and `console` (a rich Console to show progress on).
+    Raises BenchsrError for unusable arguments; what goes wrong with one evaluation becomes the reason of its line.
+    """
+    outcome = evaluate(models, threats, protocol, **options)
+    return pd.DataFrame([asdict(record) for record in outcome.planned])
+
+
+def rewrite(protocol: str | Path, dataset: str | None = None, out: str | Path = "leaderboards") -> Path:
+    """Write the tables, plots and report of <out>/<protocol>/results.csv again, and return their folder.
+
+    Raises InputError where there is no such file.
+    """
+    chosen = load_protocol(protocol).override(dataset=dataset)
+    folder = Path(out) / chosen.id
+    if not (folder / "results.csv").exists():
+        raise InputError(f"{folder / 'results.csv'} does not exist; make it with: benchsr run --protocol {protocol}")
+    records, problems = read_results(folder / "results.csv")
+    for problem in problems:
+        log.warning("%s: %s", folder / "results.csv", problem)
+    data = load_dataset(chosen.dataset, crop=chosen.crop)
+    write_leaderboard(folder, records, protocol=about_leaderboard(chosen, data), cards=zoo())
+    return folder
+
+
+def about_leaderboard(protocol: Protocol, dataset: Dataset) -> LeaderboardInfo:
+    """What a leaderboard's tables and report say of their protocol."""
+    return LeaderboardInfo(
+        id=protocol.id,
+        title=protocol.title,
+        fingerprint=protocol.fingerprint,
+        description=protocol.description,
+        threats=list(protocol.threats),
+        images=dataset.ids,
+    )
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("elapsed,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=console,
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _about(protocol: Protocol, rows: Sequence[Row], device: torch.device) -> dict[str, Any]:
+    """What run.json says: enough to tell whether two leaderboards can be compared, and to run this one again."""
+    packages = ("benchsr", "torch", "torchvision", "torchattacks", "lpips", "spandrel", "scikit-image", "numpy")
+    return {
+        "protocol": protocol.id,
+        "fingerprint": protocol.fingerprint,
+        "figures": protocol.figures(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "platform": f"{platform.system()} {platform.machine()}",
+        "networks": {row.card.id: row.network for row in rows if not row.reason},
+        "unavailable": {row.card.id: row.reason for row in rows if row.reason},
+        "started": _now(),
+        "finished": None,
+    }
+
+
+def _open_results(folder: Path, protocol: Protocol, about: dict[str, Any]) -> list[Record]:
+    """What results.csv of this protocol holds already. One of another fingerprint is moved aside, never mixed in."""
+    results, run_json = folder / "results.csv", folder / "run.json"
+    if results.exists():
+        try:
+            before = json.loads(run_json.read_text(encoding="utf-8"))["fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError):
+            before = "unknown"
+        if before != protocol.fingerprint:
+            aside = results.with_name(f"results-{before[:8]}.csv")
+            results.replace(aside)
+            log.warning("%s was made with other settings; it is kept as %s", results, aside.name)
+    write_atomic(run_json, json.dumps(about, indent=2) + "\n")
+    if not results.exists():
+        return []
+    records, problems = read_results(results)
+    for problem in problems:
+        log.warning("%s: %s; it is computed again", results, problem)
+    return records
+
+
+def _kept(known: Sequence[Record], planned: Sequence[Record], dataset: Dataset) -> list[Record]:
+    """Rows of earlier runs that this run did not plan, as long as they speak of images that are still there."""
+    pairs = {(r.model, r.threat) for r in planned}
+    cells = {(r.model, r.threat, r.image) for r in planned}
+    return [
+        r
+        for r in known
+        if (r.model, r.threat, r.image) not in cells
+        and (r.status is Status.OK or (r.model, r.threat) not in pairs)
+        and (r.dataset != dataset.id or r.image in dataset.ids)
+    ]

@@ -1,0 +1,216 @@
+"""One cell of the leaderboard: attack (or cache) -> verify -> super-resolve -> score."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from benchsr.attacks import AttackResult
+from benchsr.cache import AttackCache, AttackReport
+from benchsr.data import Dataset
+from benchsr.metrics import lpips, psnr, ssim
+from benchsr.models import Card, load_network
+from benchsr.objectives import BoundObjective, Objective
+from benchsr.protocol import Protocol
+from benchsr.smoothing import Smoothed, smoothed_for
+from benchsr.threats import Threat
+from benchsr.types import BenchsrError, ModelError, Record, Sample, Status
+
+FEATURES_KEPT = 64
+"""Images whose perceptual features of the truth are kept between attacks and networks."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One threat against one network on the images of a data set, scored for every model that deploys the network.
+
+    `records` are templates, one for each (model, image), that hold all that is known before the work starts.
+    `attack_keys` maps images to the keys of their attacked LR.
+    """
+
+    threat: str
+    models: Mapping[str, Card]
+    samples: Dataset
+    records: tuple[Record, ...]
+    attack_keys: Mapping[str, str]
+
+    @property
+    def network_card(self) -> Card:
+        """A card whose weights are the network's."""
+        return next(iter(self.models.values()))
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """One image as a model will see it: its sample, LR after the threat (3, h, w), and what the attack reported."""
+
+    sample: Sample
+    lr: Tensor
+    report: AttackReport
+
+
+class Autocast(nn.Module):
+    """`network` in bfloat16 where that is safe, its output in float32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """SR (N, 3, 4h, 4w) of `x` (N, 3, h, w)."""
+        with torch.autocast(x.device.type, torch.bfloat16):
+            sr: Tensor = self.network(x)
+        return sr.float()
+
+
+def failed(template: Record, error: Exception) -> Record:
+    """The record of an evaluation that went wrong, with its reason on one line."""
+    text = str(error) if isinstance(error, BenchsrError) else f"{type(error).__name__}: {error}"
+    return replace(template, status=Status.FAILED, reason=" ".join(text.split())[:500])
+
+
+def verify(threat: Threat, clean: Tensor, attacked: Tensor, rounding: float) -> None:
+    """Raise ModelError unless `attacked` (3, h, w) is a finite image in [0, 1] within the threat's ball of `clean`."""
+    if not bool(torch.isfinite(attacked).all()) or attacked.min() < 0 or attacked.max() > 1:
+        raise ModelError(f"threat {threat.id!r} made an image that is not finite or not in [0, 1]")
+    eps, moved = threat.settings.get("eps"), float((attacked - clean).abs().max())
+    if eps is not None and moved > float(eps) + rounding + 1e-6:
+        raise ModelError(f"threat {threat.id!r} moved a pixel by {moved:.6f}, beyond its eps of {float(eps):.6f}")
+
+
+class Worker:
+    """Computes cells on one device. It keeps the current network, and the truth's features between attacks."""
+
+    def __init__(self, protocol: Protocol, device: torch.device, cache: AttackCache, batch_size: int = 8) -> None:
+        self.protocol = protocol
+        self.device = device
+        self.cache = cache
+        self.batch_size = batch_size
+        self._network: tuple[str, nn.Module] | None = None
+        self._features: dict[tuple[str, Objective], Tensor | None] = {}
+
+    def run(self, cell: Cell, todo: Sequence[Record]) -> Iterator[Record]:
+        """Compute `todo`, templates of `cell`, and yield each as it is done; what goes wrong becomes its reason."""
+        by_image: dict[str, list[Record]] = {}
+        for template in todo:
+            by_image.setdefault(template.image, []).append(template)
+        images = list(by_image)
+        for start in range(0, len(images), self.batch_size):
+            for image, attacked in self._attacked(cell, images[start : start + self.batch_size]).items():
+                for template in by_image[image]:
+                    try:
+                        if isinstance(attacked, Exception):
+                            raise attacked
+                        yield self._score(cell, template, attacked)
+                    except Exception as error:  # a stranger's model may raise anything: its row says what
+                        yield failed(template, error)
+
+    def _attacked(self, cell: Cell, images: Sequence[str]) -> dict[str, Attacked | Exception]:
+        done: dict[str, Attacked | Exception] = dict.fromkeys(images, ModelError("not attacked"))
+        by_shape: dict[torch.Size, list[Sample]] = {}
+        for image in images:
+            try:
+                sample = cell.samples.sample(image)
+                hit = self.cache.get(cell.attack_keys[image])
+                if hit is None:
+                    by_shape.setdefault(sample.lr.shape, []).append(sample)
+                else:
+                    done[image] = Attacked(sample, *hit)
+            except Exception as error:
+                done[image] = error
+        for samples in by_shape.values():
+            done |= self._attack(cell, samples)
+        return done
+
+    def _attack(self, cell: Cell, samples: list[Sample]) -> dict[str, Attacked | Exception]:
+        """Attack images of one shape together; when that fails halve the batch, until only the culprit fails."""
+        try:
+            return {a.sample.id: a for a in self._attack_batch(cell, samples)}
+        except Exception as error:  # out of memory, or one image's own trouble
+            if len(samples) == 1:
+                return {samples[0].id: error}
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = len(samples) // 2
+        return self._attack(cell, samples[:half]) | self._attack(cell, samples[half:])
+
+    def _attack_batch(self, cell: Cell, samples: list[Sample]) -> list[Attacked]:
+        threat = self.protocol.threat(cell.threat)
+        lr = torch.stack([s.lr for s in samples]).to(self.device)
+        hr = torch.stack([s.hr for s in samples]).to(self.device)
+        ids = [s.id for s in samples]
+        result: AttackResult | Tensor = lr
+        bound = self._bound(cell, samples, hr, threat.objective) if threat.objective else None
+        network = self._load(cell) if threat.objective else nn.Identity()
+        if self.protocol.precision == "bf16":
+            network = Autocast(network)
+        started = time.perf_counter()
+        if threat.spec.kind != "dataset":
+            result = threat.run(network, lr, hr, ids, self.protocol.seed, bound=bound, batch_size=self.batch_size)
+        losses: list[list[float]] = [[]] * len(samples)
+        if isinstance(result, AttackResult):
+            losses = torch.stack([result.loss_clean, result.loss_attacked], dim=1).tolist()
+            result = result.lr
+        attacked = result.cpu()
+        seconds = (time.perf_counter() - started) / len(samples)
+        if self.protocol.quantise_lr:
+            attacked = (attacked * 255).round() / 255
+        done = []
+        for i, sample in enumerate(samples):
+            verify(threat, sample.lr, attacked[i], rounding=0.5 / 255 if self.protocol.quantise_lr else 0.0)
+            done.append(Attacked(sample, attacked[i], AttackReport(seconds, *losses[i])))
+            self.cache.put(cell.attack_keys[sample.id], attacked[i], done[-1].report)
+        return done
+
+    def _score(self, cell: Cell, template: Record, attacked: Attacked) -> Record:
+        sample, settings = attacked.sample, self.protocol.metrics
+        model = smoothed_for(cell.models[template.model], cell.threat, self._load(cell), self.protocol.seed)
+        x, hr = attacked.lr[None].to(self.device), sample.hr[None].to(self.device)
+        started = time.perf_counter()
+        with torch.no_grad():
+            sr = model(x, [sample.id]) if isinstance(model, Smoothed) else model(x)
+        if sr.shape != hr.shape:
+            raise ModelError(f"the model turned {tuple(x.shape)} into {tuple(sr.shape)}, not {tuple(hr.shape)}")
+        if not bool(torch.isfinite(sr).all()):
+            raise ModelError("the model returned NaN or infinite values")
+        seconds = time.perf_counter() - started
+        sr = sr.float().clamp(0, 1)
+        rounded = (sr * 255).round() / 255 if settings.quantise_sr else sr
+        paired = self.protocol.threat(cell.threat).spec.kind == "dataset"
+        delta = (attacked.lr - sample.lr).double()
+        return replace(
+            template,
+            psnr=float(psnr(rounded, hr, settings.border, settings.colour)),
+            ssim=float(ssim(rounded, hr, settings.border, settings.colour)),
+            lpips=float(lpips(sr, hr)),
+            attack_linf=None if paired else float(delta.abs().max()),
+            attack_l2=None if paired else float(delta.norm()),
+            loss_clean=attacked.report.loss_clean,
+            loss_attacked=attacked.report.loss_attacked,
+            seconds_attack=attacked.report.seconds,
+            seconds_sr=seconds,
+            health=attacked.report.health,
+        )
+
+    def _load(self, cell: Cell) -> nn.Module:
+        card = cell.network_card
+        if self._network is None or self._network[0] != card.id:
+            self._network = None  # frees the last one before the next is loaded
+            self._network = (card.id, load_network(card, device=self.device))
+        return self._network[1]
+
+    def _bound(self, cell: Cell, samples: Sequence[Sample], hr: Tensor, objective: Objective) -> BoundObjective:
+        parts = []
+        for i, sample in enumerate(samples):
+            key = (cell.samples.sample_key(sample.id), objective)
+            if key not in self._features:
+                self._features[key] = objective.bind(hr[i : i + 1]).features
+                if len(self._features) > FEATURES_KEPT:
+                    del self._features[next(iter(self._features))]
+            parts.append(self._features[key])
+        features = [part for part in parts if part is not None]
+        return BoundObjective(objective, hr, torch.cat(features) if features else None)
