@@ -7,10 +7,34 @@
     table = benchsr.run(models="impressionism-ntire", threats="clean,pgd")
 """
 
-from benchsr.metrics import lpips, psnr, ssim
-from benchsr.runner import run
-from benchsr.smoothing import load_model, smooth
-from benchsr.threats import load_threat
-from benchsr.types import BenchsrError
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["BenchsrError", "load_model", "load_threat", "lpips", "psnr", "run", "smooth", "ssim"]
+if TYPE_CHECKING:
+    from benchsr.metrics import lpips as lpips
+    from benchsr.metrics import psnr as psnr
+    from benchsr.metrics import ssim as ssim
+    from benchsr.runner import run as run
+    from benchsr.smoothing import load_model as load_model
+    from benchsr.smoothing import smooth as smooth
+    from benchsr.threats import load_threat as load_threat
+    from benchsr.types import BenchsrError as BenchsrError
+
+_HOMES = {
+    "BenchsrError": "types",
+    "load_model": "smoothing",
+    "load_threat": "threats",
+    "lpips": "metrics",
+    "psnr": "metrics",
+    "run": "runner",
+    "smooth": "smoothing",
+    "ssim": "metrics",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `benchsr --help` does not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'benchsr' has no attribute {name!r}")
+    return getattr(import_module(f"benchsr.{_HOMES[name]}"), name)
