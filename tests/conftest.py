@@ -18,8 +18,11 @@ def tiny_rrdb(seed: int = 0, num_filters: int = 8, num_blocks: int = 1) -> nn.Mo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = ESRGAN(num_filters=num_filters, num_blocks=num_blocks, scale=4)
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d):  # torch's default shrinks signals so much that attacks find no hold
+                nn.init.kaiming_normal_(module.weight, a=0.2)
         last = net.model[-1]
-        nn.init.normal_(last.weight, std=0.3)
+        nn.init.kaiming_normal_(last.weight, nonlinearity="linear")
         nn.init.constant_(last.bias, 0.5)
     net.requires_grad_(False)
     eval_net: nn.Module = net.eval()
@@ -31,6 +34,14 @@ def images(n: int, side: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     gen = torch.Generator().manual_seed(seed)
     lr = torch.rand((n, 3, side, side), generator=gen) * 0.8 + 0.1
     hr = torch.rand((n, 3, 4 * side, 4 * side), generator=gen)
+    return lr, hr
+
+
+def scene(network: nn.Module, n: int, side: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random LR, and an HR near what `network` makes of it: there is something for an attack to destroy."""
+    lr, noise = images(n, side, seed)
+    with torch.no_grad():
+        hr = (network(lr) + 0.1 * (noise - 0.5)).clamp(0, 1)
     return lr, hr
 
 
