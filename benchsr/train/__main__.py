@@ -1,0 +1,15 @@
+"""`python -m benchsr.train RECIPE ...`, and under torchrun: `torchrun --nproc-per-node N -m benchsr.train RECIPE ...`."""
+
+import sys
+
+import typer
+
+from benchsr.train.cli import train
+from benchsr.types import BenchsrError
+
+if __name__ == "__main__":
+    try:
+        typer.run(train)
+    except BenchsrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,95 @@
+"""`benchsr train`."""
+
+from __future__ import annotations
+
+import copy
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from torch import nn
+
+from benchsr.models import load_card, load_network
+from benchsr.train.recipe import Recipe, Scale, parse_recipe
+from benchsr.types import InputError, UnavailableError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def starting_network(recipe: Recipe, seed: int) -> tuple[str, nn.Module]:
+    """The network that training starts from, and its name: the first of `recipe.start` to be had, or a new one.
+
+    Raises UnavailableError where `recipe.start` names cards and none of their weights can be had.
+    """
+    from benchsr.train.networks import new_generator
+
+    reasons = []
+    for card_id in recipe.start:
+        try:
+            return card_id, copy.deepcopy(load_network(card_id))
+        except UnavailableError as error:
+            reasons.append(f"{card_id}: {error}")
+    if reasons:
+        raise UnavailableError("no network to start from; " + "; ".join(reasons))
+    return "scratch", new_generator(recipe.network.filters, recipe.network.blocks, seed)
+
+
+def accelerator_for(device: str) -> Accelerator:
+    """Accelerate's view of `device` ("auto", "cpu" or "cuda"), bfloat16 autocast; torchrun's processes are found."""
+    try:
+        from accelerate import Accelerator
+    except ModuleNotFoundError as error:
+        raise UnavailableError("training needs accelerate; install it with: pip install 'benchsr[train]'") from error
+    import torch
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device must be auto, cpu or cuda; got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no GPU here; use --device cpu")
+    return Accelerator(cpu=device == "cpu" or not torch.cuda.is_available(), mixed_precision="bf16")
+
+
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="esrgan, ad-l-fgsm, ad-l-bim, ad-l-pgd, ad-l-cw, certsr; or a card.toml")
+    ],
+    scale: Annotated[
+        Scale, typer.Option(help="compact: minutes to hours anywhere; paper: RRDB-23 on GPUs")
+    ] = "compact",
+    data: Annotated[Path, typer.Option(help="folder of HR images, searched recursively")] = Path("data"),
+    steps: Annotated[int | None, typer.Option(min=1, help="steps of every stage [default: the recipe's]")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="folder of checkpoint, logs, weights [default: runs/MODEL]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint in --out")] = False,
+    seed: Annotated[int, typer.Option(help="seed of all random draws")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="data processes beside each training process")] = 0,
+) -> None:
+    """Train a model by the recipe in its card; on N devices: torchrun --nproc-per-node N -m benchsr.train RECIPE ..."""
+    accelerator = accelerator_for(device)
+    from benchsr.train.crops import load_images
+    from benchsr.train.curves import plot_curves
+    from benchsr.train.loop import Job, Trainer
+    from benchsr.train.provenance import provenance, write_provenance
+
+    is_card = recipe.endswith(".toml")
+    prefix = "compact-" if scale == "compact" and not is_card else ""
+    card = load_card(recipe if is_card else prefix + recipe.removeprefix("compact-"))
+    plan = parse_recipe(card.recipe, card.id).with_steps(steps)
+    folder = out or Path("runs") / card.id
+    start, network = starting_network(plan, seed)
+    main = accelerator.is_main_process
+    images = load_images(data, plan.crop, plan.held_out, plan.held_out_crop, progress=main)
+    job = Job(card.id, plan, network, images, folder, seed, workers)
+    progress = Trainer(job, accelerator, resume=resume).run()
+    if not main:
+        return
+    count = accelerator.num_processes
+    words = ["benchsr", "train"] if count == 1 else ["torchrun", f"--nproc-per-node={count}", "-m", "benchsr.train"]
+    words += [recipe, "--scale", scale, "--data", str(data), "--out", str(folder), "--seed", str(seed)]
+    words += [] if steps is None else ["--steps", str(steps)]
+    table = provenance(job, progress, start=start, command=shlex.join(words), processes=count)
+    write_provenance(folder / f"{card.id}.json", table)
+    plot_curves(folder)
+    typer.echo(f"weights: {folder / f'{card.id}-{plan.stages[-1].name}.safetensors'}")

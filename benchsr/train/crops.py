@@ -1,0 +1,110 @@
+"""Training data: folders of HR images, random crops of them, LR made on the fly."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from benchsr.data import bicubic_downscale, read_image
+from benchsr.rng import generator
+from benchsr.types import SCALE, InputError, Sample
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """HR images (3, H, W) uint8 of a folder, those held out for validation as LR/HR pairs, and the files' sha256."""
+
+    folder: Path
+    images: list[Tensor]
+    held_out: list[Sample]
+    fingerprint: str
+
+
+def load_images(folder: Path, crop: int, held_out: int, held_out_crop: int, progress: bool = True) -> TrainingImages:
+    """Decode every image below `folder` once.
+
+    `held_out` of them, evenly spaced in the order of their paths, are set aside as validation samples: LR crops of
+    `held_out_crop` pixels from their centre. Every image must hold LR crops of both sizes. Raises InputError naming the
+    folder or the file that cannot be used.
+    """
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}; give the HR images to train on with --data DIR")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if len(paths) <= held_out:
+        raise InputError(f"{folder} holds {len(paths)} images; training needs more than the {held_out} held out")
+    side = SCALE * max(crop, held_out_crop)
+    digest = hashlib.sha256()
+    images, samples = [], []
+    chosen = {i * len(paths) // max(held_out, 1) for i in range(held_out)}
+    for index, path in enumerate(tqdm(paths, desc="decoding", disable=not progress)):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        image = read_image(path)
+        if min(image.shape[-2:]) < side:
+            raise InputError(f"{path} is {image.shape[2]}x{image.shape[1]}; this recipe needs at least {side}x{side}")
+        if index in chosen:
+            size = SCALE * held_out_crop
+            top, left = (image.shape[1] - size) // 2, (image.shape[2] - size) // 2
+            hr = image[:, top : top + size, left : left + size].contiguous()
+            samples.append(Sample(path.relative_to(folder).as_posix(), bicubic_downscale(hr), hr))
+        else:
+            images.append((image * 255).round().to(torch.uint8))
+    return TrainingImages(folder, images, samples, digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """LR (n, 3, c, c) and HR (n, 3, 4c, 4c) in [0, 1], with the id of each row's random draws."""
+
+    lr: Tensor
+    hr: Tensor
+    ids: list[str]
+
+
+class Crops(Dataset[Batch]):
+    """Item k is this process's share of the batch of step k: rows `rank`, `rank + world`, ...
+
+    Row r of step k of a stage draws its image, place, flip and rotation from a generator seeded by (seed, stage, k, r):
+    what a step sees depends on no earlier step, no worker and no number of processes, so that resuming is exact.
+    """
+
+    def __init__(
+        self, images: list[Tensor], *, stage: str, batch: int, crop: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        if batch % world:
+            raise InputError(f"{world} processes cannot share batches of {batch} images evenly")
+        self.images = images
+        self.stage = stage
+        self.rows = range(rank, batch, world)
+        self.side = SCALE * crop
+        self.seed = seed
+
+    def _row(self, sample_id: str) -> Tensor:
+        gen = generator(self.seed, sample_id, "crop")
+
+        def draw(n: int) -> int:
+            return int(torch.randint(n, (), generator=gen))
+
+        image = self.images[draw(len(self.images))]
+        top, left = draw(image.shape[1] - self.side + 1), draw(image.shape[2] - self.side + 1)
+        crop = image[:, top : top + self.side, left : left + self.side]
+        crop = torch.rot90(crop, draw(4), (1, 2))
+        return crop.flip(2) if draw(2) else crop
+
+    def __getitem__(self, step: int) -> Batch:
+        ids = [f"{self.stage}/{step}/{row}" for row in self.rows]
+        hr = torch.stack([self._row(sample_id) for sample_id in ids]).float() / 255
+        return Batch(bicubic_downscale(hr), hr, ids)
+
+    def loader(self, steps: range, workers: int) -> DataLoader[Batch]:
+        """The batches of `steps` in order, made ahead by `workers` processes (0: in this one)."""
+        return DataLoader(
+            self, batch_size=None, sampler=list(steps), num_workers=workers, pin_memory=torch.cuda.is_available()
+        )

@@ -1,0 +1,223 @@
+"""The training loop: the stages of a recipe, exact resume, logs, weights and where they come from."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import hashlib
+import io
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from tqdm import tqdm
+
+from benchsr.downloads import write_atomic
+from benchsr.threats import Threat, load_threat
+from benchsr.train.crops import Crops, TrainingImages
+from benchsr.train.recipe import Recipe
+from benchsr.train.stage import StageRun
+from benchsr.train.validate import Figures, mean_figures, validate
+from benchsr.types import InputError, ModelError
+
+LOG_COLUMNS = ("stage", "step", "lr", "loss", "l1", "perceptual", "adversarial", "judge", "grad_norm")
+
+
+@dataclass
+class Progress:
+    """Where a run stands: the stage and step to do next, seconds spent in each stage, validation rows so far."""
+
+    stage: int = 0
+    step: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    validation: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run: `name` is the card's id, `network` the generator that it starts from, `out` its folder."""
+
+    name: str
+    recipe: Recipe
+    network: nn.Module
+    data: TrainingImages
+    out: Path
+    seed: int = 0
+    workers: int = 0
+    checkpoint_seconds: float = 60.0
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that a run resumes from."""
+        return self.out / "checkpoint.pt"
+
+    @property
+    def identity(self) -> dict[str, str | int]:
+        """What a checkpoint must agree with to be resumed."""
+        return {"model": self.name, "seed": self.seed, "data": self.data.fingerprint}
+
+
+class StepLog:
+    """`log.csv`, one line a step. Reopening it drops the lines that a killed run wrote after its last checkpoint."""
+
+    def __init__(self, path: Path, stages: Sequence[str], progress: Progress) -> None:
+        kept: list[dict[str, str]] = []
+        if path.exists():
+            with path.open(newline="") as old:
+                rows = [row for row in csv.DictReader(old) if row["stage"] in stages and (row["step"] or "").isdigit()]
+            done = (progress.stage, progress.step)
+            kept = [row for row in rows if (stages.index(row["stage"]), int(row["step"])) < done]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, LOG_COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(kept)
+        write_atomic(path, text.getvalue())
+        self._file = path.open("a", newline="", buffering=1)
+        self._writer = csv.DictWriter(self._file, LOG_COLUMNS)
+
+    def add(self, stage: str, step: int, values: dict[str, float]) -> None:
+        """Append one step."""
+        self._writer.writerow({"stage": stage, "step": step, **{name: f"{v:.9g}" for name, v in values.items()}})
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def validation_threats() -> list[Threat]:
+    """Clean images, and PGD as the quick protocol sets it (eps 10/255, 10 steps, L1 + 0.01 VGG-16)."""
+    return [load_threat("clean"), load_threat("pgd", l1_weight=1.0, perceptual_weight=0.01, perceptual_net="vgg16")]
+
+
+def export(network: nn.Module, path: Path) -> dict[str, str | int]:
+    """Write the weights as float16 safetensors, which spandrel loads as they are; returns their sha256 and size."""
+    state = {name: value.detach().half().cpu().contiguous() for name, value in network.state_dict().items()}
+    payload = safetensors.torch.save(state)
+    write_atomic(path, payload)
+    return {"sha256": hashlib.sha256(payload).hexdigest(), "bytes": len(payload)}
+
+
+class Trainer:
+    """Runs a job; `accelerator` decides on device, precision and processes."""
+
+    def __init__(self, job: Job, accelerator: Accelerator, *, resume: bool = False) -> None:
+        self.job = job
+        self.accelerator = accelerator
+        self.progress = Progress()
+        self._saved: dict[str, Any] | None = None
+        if resume:
+            self._saved = self._load_checkpoint()
+            self.progress = Progress(**self._saved.pop("progress"))
+        elif job.checkpoint.exists():
+            raise InputError(f"{job.out} holds a run already; go on with --resume, or choose another folder with --out")
+
+    def _load_checkpoint(self) -> dict[str, Any]:
+        path = self.job.checkpoint
+        if not path.exists():
+            raise InputError(f"nothing to resume: {path} does not exist; start without --resume")
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        for key, value in self.job.identity.items():
+            if saved["identity"][key] != value:
+                raise InputError(f"{path} is of a run with {key} {saved['identity'][key]!r}, not {value!r}")
+        return saved
+
+    def _save_checkpoint(self, run: StageRun) -> None:
+        if self.accelerator.is_main_process:
+            buffer = io.BytesIO()
+            state = {"identity": self.job.identity, "progress": asdict(self.progress), "run": run.state_dict()}
+            torch.save(state, buffer)
+            write_atomic(self.job.checkpoint, buffer.getvalue())
+
+    def run(self) -> Progress:
+        """Train through all stages.
+
+        Writes into the job's folder checkpoint.pt, log.csv, validation.csv, and for each stage its EMA weights,
+        `NAME-STAGE.safetensors`. A resumed run takes the very steps that an uninterrupted one takes. Raises ModelError
+        where the loss stops being finite.
+        """
+        job, progress = self.job, self.progress
+        job.out.mkdir(parents=True, exist_ok=True)
+        log = None
+        if self.accelerator.is_main_process:
+            log = StepLog(job.out / "log.csv", [stage.name for stage in job.recipe.stages], progress)
+        network = job.network
+        for stage in job.recipe.stages[progress.stage :]:
+            run = StageRun(stage, network, self.accelerator, job.seed)
+            if self._saved:
+                run.load_state_dict(self._saved["run"])
+                self._saved = None
+            self._run_stage(run, log)
+            network = copy.deepcopy(run.ema.module)
+            self.accelerator.free_memory()
+            if self.accelerator.is_main_process:
+                export(network, job.out / f"{job.name}-{stage.name}.safetensors")
+            progress.stage, progress.step = progress.stage + 1, 0
+        if log:
+            log.close()
+        return progress
+
+    def _run_stage(self, run: StageRun, log: StepLog | None) -> None:
+        job, progress, stage = self.job, self.progress, run.stage
+        crops = Crops(
+            job.data.images,
+            stage=stage.name,
+            batch=stage.batch,
+            crop=stage.crop,
+            seed=job.seed,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )
+        spent = progress.seconds.get(stage.name, 0.0)
+        started = saved = time.monotonic()
+        todo = range(progress.step, stage.steps)
+        bar = tqdm(total=stage.steps, initial=progress.step, desc=f"{job.name} {stage.name}", disable=log is None)
+        for k, batch in zip(todo, crops.loader(todo, job.workers), strict=True):
+            values = run.step(k, batch)
+            if not all(map(math.isfinite, values.values())):
+                raise ModelError(f"{job.name}: stage {stage.name} diverged at step {k}; lower its learning rate")
+            if log:
+                log.add(stage.name, k, values)
+            bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+            bar.update()
+            progress.step = k + 1
+            if stage.validate_every and progress.step % stage.validate_every == 0 and progress.step < stage.steps:
+                self._validate(run)
+            now = time.monotonic()
+            progress.seconds[stage.name] = spent + now - started
+            if now - saved > job.checkpoint_seconds:
+                self._save_checkpoint(run)
+                saved = now
+        bar.close()
+        self._save_checkpoint(run)
+        self._validate(run)
+        self._save_checkpoint(run)
+
+    def _validate(self, run: StageRun) -> None:
+        """Add a row of figures on the held-out images, which the processes share among themselves."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        network = copy.deepcopy(run.ema.module).eval().requires_grad_(False)
+        rows: list[Figures] = validate(
+            network, self.job.data.held_out[rank::world], validation_threats(), self.accelerator.device
+        )
+        figures = mean_figures(gather_object(rows))
+        if figures:
+            row = {"stage": run.stage.name, "step": self.progress.step, **figures}
+            earlier = [
+                old for old in self.progress.validation if (old["stage"], old["step"]) != (row["stage"], row["step"])
+            ]
+            self.progress.validation = [*earlier, row]
+            if self.accelerator.is_main_process:
+                text = io.StringIO()
+                writer = csv.DictWriter(text, list(row))
+                writer.writeheader()
+                writer.writerows(self.progress.validation)
+                write_atomic(self.job.out / "validation.csv", text.getvalue())
+                tqdm.write(", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))

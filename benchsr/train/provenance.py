@@ -1,0 +1,54 @@
+"""Where weights come from: data, steps, hardware, time, seed, command and validation figures, as JSON and in the card."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchsr.downloads import write_atomic
+from benchsr.train.loop import Job, Progress
+
+
+def hardware() -> str:
+    """The processor or accelerator that torch computes on, in words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+    return f"{os.cpu_count()} cores of {names[0] if names else platform.processor() or platform.machine()}"
+
+
+def provenance(job: Job, progress: Progress, *, start: str, command: str, processes: int) -> dict[str, Any]:
+    """What the card's `[training]` table says of a finished run. Seconds are wall time of training and validation."""
+    stages = []
+    for stage in job.recipe.stages:
+        rows = [row for row in progress.validation if row["stage"] == stage.name]
+        figures = {name: round(v, 4) for name, v in rows[-1].items() if isinstance(v, float)} if rows else {}
+        seconds = round(progress.seconds.get(stage.name, 0.0))
+        stages.append({"name": stage.name, "steps": stage.steps, "seconds": seconds, "validation": figures})
+    return {
+        "command": command,
+        "start": start,
+        "seed": job.seed,
+        "data": {
+            "folder": job.data.folder.name,
+            "images": len(job.data.images),
+            "held_out": len(job.data.held_out),
+            "sha256": job.data.fingerprint,
+        },
+        "hardware": hardware(),
+        "processes": processes,
+        "torch": version("torch"),
+        "stages": stages,
+    }
+
+
+def write_provenance(path: Path, table: dict[str, Any]) -> None:
+    """Write the table as JSON, replacing the file at once."""
+    write_atomic(path, json.dumps(table, indent=2) + "\n")

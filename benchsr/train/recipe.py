@@ -1,0 +1,114 @@
+"""What a recipe says: the `[recipe]` table of a model's card, as data."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from benchsr.objectives import PerceptualNet
+from benchsr.threats import Threat, load_threat
+from benchsr.types import CardError
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NetworkShape(_Table):
+    """An RRDB generator as spandrel builds it: `filters` channels, `blocks` RRDBs, growth 32, scale 4."""
+
+    filters: PositiveInt = Field(32, le=256)
+    blocks: PositiveInt = Field(3, le=64)
+
+
+class Stage(_Table):
+    """One run of the loop with fixed losses.
+
+    `batch` images over all processes, LR crops of `crop` pixels. The learning rate warms up over `warmup` steps and
+    follows half a cosine from `lr` to `lr * final_lr`. `l1`, `perceptual` and `adversarial` weigh the three terms of
+    the generator's loss (spec: paper, section 5.3; RSR's public weights are 0.01, 1, 0.005). `threat` names the attack
+    or corruption that the generator trains under, computed against the current weights at every step, with `settings`
+    overriding the threat's own. `sigmas` are the copies of the batch in MRS fine-tuning: one copy for each entry, the
+    median taken over the copies of equal sigma; `[0]` is ordinary training. `gan_features` is the discriminator's
+    width, `clip` the largest gradient norm, `validate_every` in steps (0: only at the end).
+    """
+
+    name: str = Field(pattern=r"[a-z0-9-]+")
+    steps: PositiveInt
+    batch: PositiveInt
+    crop: int = Field(ge=8, le=1024)
+    lr: PositiveFloat
+    final_lr: float = Field(1.0, ge=0, le=1)
+    warmup: PositiveInt = 1
+    clip: PositiveFloat = math.inf
+    ema: float = Field(0.999, ge=0, lt=1)
+    l1: float = Field(1.0, ge=0)
+    perceptual: float = Field(0.0, ge=0)
+    perceptual_net: PerceptualNet = "vgg16"
+    adversarial: float = Field(0.0, ge=0)
+    gan_features: PositiveInt = 64
+    threat: str = "clean"
+    settings: dict[str, float | int | bool | str] = {}
+    sigmas: tuple[float, ...] = Field((0.0,), min_length=1)
+    validate_every: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _usable(self) -> Stage:
+        if self.l1 + self.perceptual == 0:
+            raise ValueError("l1 and perceptual cannot both be 0")
+        if self.adversarial and self.crop % 8:
+            raise ValueError("the VGG-128 discriminator needs HR crops that 32 divides: crop must be a multiple of 8")
+        if min(self.sigmas) < 0:
+            raise ValueError("sigmas must be >= 0")
+        return self
+
+    def load_threat(self) -> Threat:
+        """The threat model that this stage trains under."""
+        return load_threat(self.threat, **self.settings)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of 0-based `step`."""
+        cosine = (1 + math.cos(math.pi * step / self.steps)) / 2
+        return self.lr * min(1.0, (step + 1) / self.warmup) * (self.final_lr + (1 - self.final_lr) * cosine)
+
+
+class Recipe(_Table):
+    """How a model is trained: the first card of `start` whose weights can be had, or a new `network`; then `stages`.
+
+    `held_out` images of the data, LR crops of `held_out_crop` pixels from their centres, are kept for validation.
+    """
+
+    start: tuple[str, ...] = ()
+    network: NetworkShape = NetworkShape()
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    held_out: int = Field(8, ge=0)
+    held_out_crop: int = Field(32, ge=8)
+
+    @property
+    def crop(self) -> int:
+        """The largest LR crop of the stages."""
+        return max(stage.crop for stage in self.stages)
+
+    def with_steps(self, steps: int | None) -> Recipe:
+        """The same recipe with `steps` steps in every stage."""
+        if steps is None:
+            return self
+        stages = tuple(stage.model_copy(update={"steps": steps}) for stage in self.stages)
+        return self.model_copy(update={"stages": stages})
+
+
+Scale = Literal["compact", "paper"]
+
+
+def parse_recipe(table: dict[str, Any] | None, card_id: str) -> Recipe:
+    """The `[recipe]` table of card `card_id`. Raises CardError, naming card and field, where it breaks the schema."""
+    if table is None:
+        raise CardError(f"model {card_id!r} has no [recipe] in its card, so it cannot be trained here")
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise CardError(f"card {card_id!r}, recipe.{field}: {first['msg']}") from error

@@ -1,0 +1,120 @@
+"""One stage of a recipe: its networks and optimisers, and what one step does to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from benchsr.objectives import Objective
+from benchsr.rng import generators, normal_like
+from benchsr.train.crops import Batch
+from benchsr.train.losses import median, relativistic_loss
+from benchsr.train.networks import VGGDiscriminator
+from benchsr.train.recipe import Stage
+from benchsr.types import SCALE
+
+BETAS = (0.9, 0.99)
+"""Adam's, as in the paper (section 5.3)."""
+
+
+def mrs_copies(lr: Tensor, sigmas: tuple[float, ...], ids: list[str], seed: int) -> Tensor:
+    """The copies of a batch that MRS fine-tuning sees: `lr` (N, 3, h, w) -> (len(sigmas) * N, 3, h, w).
+
+    Copy i adds N(0, sigmas[i]^2) noise, drawn for each row from (seed, id, i) and not clipped, as at inference.
+    """
+    return torch.cat([lr + s * normal_like(lr, generators(seed, ids, f"mrs-{i}")) for i, s in enumerate(sigmas)])
+
+
+def mrs_medians(sr: Tensor, sigmas: tuple[float, ...]) -> Tensor:
+    """The median over the copies of equal sigma: (len(sigmas) * N, ...) -> (number of distinct sigmas * N, ...)."""
+    copies = sr.chunk(len(sigmas))
+    groups = [
+        torch.stack([copy for copy, sigma in zip(copies, sigmas, strict=True) if sigma == distinct])
+        for distinct in dict.fromkeys(sigmas)
+    ]
+    return torch.cat([median(group) for group in groups])
+
+
+class StageRun:
+    """Networks, optimisers and losses of one stage; `accelerator` decides on device, precision and processes."""
+
+    def __init__(self, stage: Stage, network: nn.Module, accelerator: Accelerator, seed: int) -> None:
+        self.stage = stage
+        self.seed = seed
+        self.accelerator = accelerator
+        self.threat = stage.load_threat()
+        self.content = Objective(stage.l1, stage.perceptual, stage.perceptual_net)
+        network = self._place(network)
+        self.ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(stage.ema))
+        self.generator, self.optimiser = self._prepare(network)
+        self.judge, self.judge_optimiser = None, None
+        if stage.adversarial:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                judge = VGGDiscriminator(SCALE * stage.crop, stage.gan_features)
+            self.judge, self.judge_optimiser = self._prepare(self._place(judge))
+
+    def _place(self, network: nn.Module) -> nn.Module:
+        return network.to(self.accelerator.device, memory_format=torch.channels_last).train().requires_grad_(True)
+
+    def _prepare(self, network: nn.Module) -> tuple[Any, Any]:
+        optimiser = torch.optim.Adam(network.parameters(), lr=self.stage.lr, betas=BETAS)
+        network, optimiser = self.accelerator.prepare(network, optimiser)
+        return network, optimiser
+
+    def _update(self, network: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, rate: float) -> Tensor:
+        """One optimiser step at learning rate `rate`; returns the gradient's norm before clipping."""
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        norm: Tensor = self.accelerator.clip_grad_norm_(network.parameters(), self.stage.clip)
+        optimiser.step()
+        return norm
+
+    def perturb(self, lr: Tensor, hr: Tensor, ids: list[str]) -> Tensor:
+        """`lr` under the stage's threat, computed against the generator's current weights."""
+        return self.threat(self.accelerator.unwrap_model(self.generator), lr, hr, ids, self.seed)
+
+    def step(self, k: int, batch: Batch) -> dict[str, float]:
+        """Do 0-based step `k` on `batch`; returns its losses (unweighted terms), gradient norm and learning rate."""
+        stage = self.stage
+        rate = stage.learning_rate(k)
+        lr, hr = batch.lr.to(self.accelerator.device), batch.hr.to(self.accelerator.device)
+        seen = mrs_copies(self.perturb(lr, hr, batch.ids), stage.sigmas, batch.ids, self.seed)
+        outputs = mrs_medians(self.generator(seen.contiguous(memory_format=torch.channels_last)), stage.sigmas)
+        truth = self.content.bind(hr)
+        parts = [truth.components(sr) for sr in outputs.split(len(hr))]
+        terms = {name: torch.stack([part[name].mean() for part in parts]).mean() for name in parts[0]}
+        if self.judge is not None:
+            # The bare module, its weights frozen: the generator's backward pass must not touch the judge's gradients.
+            judge = self.accelerator.unwrap_model(self.judge).requires_grad_(False)
+            real, fake = judge(hr, outputs)
+            judge.requires_grad_(True)
+            terms["adversarial"] = relativistic_loss(fake, real)
+        loss = torch.stack([getattr(stage, name) * term for name, term in terms.items()]).sum()
+        terms["grad_norm"] = self._update(self.generator, self.optimiser, loss, rate)
+        self.ema.update_parameters(self.accelerator.unwrap_model(self.generator))
+        if self.judge is not None:
+            terms["judge"] = relativistic_loss(*self.judge(hr, outputs.detach()))
+            self._update(self.judge, self.judge_optimiser, terms["judge"], rate)
+        return {"lr": rate, "loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a step depends on, beside (seed, step) and the data."""
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"generator": self.accelerator.unwrap_model(self.generator), "optimiser": self.optimiser}
+        if self.judge is not None:
+            parts |= {"judge": self.accelerator.unwrap_model(self.judge), "judge_optimiser": self.judge_optimiser}
+        return parts | {"ema": self.ema}
