@@ -1,0 +1,57 @@
+"""A zoo of toy networks and a folder of small images, for tests of the runner and the command line."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from conftest import tiny_rrdb
+from PIL import Image
+from safetensors.torch import save_file
+
+CARD = """
+id = "{id}"
+title = "Toy {id}"
+family = "compact"
+paper_row = false
+licence = "MIT"
+
+[[weights]]
+kind = "file"
+path = "{path}"
+format = "safetensors"
+sha256 = "{sha256}"
+{more}
+"""
+
+
+def toy_card(folder: Path, name: str, *, seed: int = 0, more: str = "") -> str:
+    """Write a card and its weights; returns the card's path, as --models takes it."""
+    weights = folder / f"{name}.safetensors"
+    save_file(tiny_rrdb(seed).state_dict(), weights)
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+    card = folder / f"{name}.toml"
+    card.write_text(CARD.format(id=name, path=weights.name, sha256=sha256, more=more))
+    return str(card)
+
+
+def photos(folder: Path, n: int = 3, side: int = 64) -> Path:
+    """A folder of `n` smooth random HR images of side x side pixels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        coarse.resize((side, side), Image.Resampling.BICUBIC).save(folder / f"photo{i}.png")
+    return folder
+
+
+def protocol(folder: Path, dataset: Path) -> Path:
+    """A protocol on that folder whose attacks need no perceptual network."""
+    file = folder / "toy.toml"
+    file.write_text(
+        f'id = "toy"\ntitle = "Toy"\ndataset = "{dataset}"\ncrop = 12\n'
+        'threats = ["clean", "noise", "fgsm", "pgd", "ntire"]\n'
+        "[objective]\nl1_weight = 1.0\nperceptual_weight = 0.0\n[settings.pgd]\nsteps = 2\n"
+    )
+    return file
