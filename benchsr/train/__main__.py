@@ -1,4 +1,4 @@
-"""`python -m benchsr.train RECIPE ...`, and under torchrun: `torchrun --nproc-per-node N -m benchsr.train RECIPE ...`."""
+"""`benchsr train` on several devices: `torchrun --nproc-per-node N -m benchsr.train RECIPE ...`."""
 
 import sys
 

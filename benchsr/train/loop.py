@@ -72,7 +72,9 @@ class StepLog:
         kept: list[dict[str, str]] = []
         if path.exists():
             with path.open(newline="") as old:
-                rows = [row for row in csv.DictReader(old) if row["stage"] in stages and (row["step"] or "").isdigit()]
+                rows = [
+                    row for row in csv.DictReader(old) if row[LOG_COLUMNS[-1]] is not None
+                ]  # None: a line cut short
             done = (progress.stage, progress.step)
             kept = [row for row in rows if (stages.index(row["stage"]), int(row["step"])) < done]
         text = io.StringIO()

@@ -1,4 +1,4 @@
-"""The adversarial loss and the median; L1 and perceptual losses are `benchsr.objectives.Objective`, as in the attacks."""
+"""The adversarial loss and the median; L1 and perceptual losses are those of the attacks, `objectives.Objective`."""
 
 from __future__ import annotations
 

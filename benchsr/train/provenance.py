@@ -1,4 +1,4 @@
-"""Where weights come from: data, steps, hardware, time, seed, command and validation figures, as JSON and in the card."""
+"""Where weights come from: data, steps, hardware, time, seed, command and validation figures."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from benchsr.objectives import PerceptualNet
 from benchsr.threats import Threat, load_threat
-from benchsr.types import CardError
+from benchsr.types import BenchsrError, CardError
 
 
 class _Table(BaseModel):
@@ -19,8 +19,8 @@ class _Table(BaseModel):
 class NetworkShape(_Table):
     """An RRDB generator as spandrel builds it: `filters` channels, `blocks` RRDBs, growth 32, scale 4."""
 
-    filters: PositiveInt = Field(32, le=256)
-    blocks: PositiveInt = Field(3, le=64)
+    filters: int = Field(ge=3, le=256)
+    blocks: int = Field(ge=1, le=64)
 
 
 class Stage(_Table):
@@ -62,6 +62,10 @@ class Stage(_Table):
             raise ValueError("the VGG-128 discriminator needs HR crops that 32 divides: crop must be a multiple of 8")
         if min(self.sigmas) < 0:
             raise ValueError("sigmas must be >= 0")
+        try:
+            self.load_threat()
+        except BenchsrError as error:
+            raise ValueError(str(error)) from error
         return self
 
     def load_threat(self) -> Threat:
@@ -81,7 +85,7 @@ class Recipe(_Table):
     """
 
     start: tuple[str, ...] = ()
-    network: NetworkShape = NetworkShape()
+    network: NetworkShape = NetworkShape(filters=32, blocks=3)
     stages: tuple[Stage, ...] = Field(min_length=1)
     held_out: int = Field(8, ge=0)
     held_out_crop: int = Field(32, ge=8)

@@ -49,9 +49,10 @@ class StageRun:
         self.threat = stage.load_threat()
         self.content = Objective(stage.l1, stage.perceptual, stage.perceptual_net)
         network = self._place(network)
-        self.ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(stage.ema))
+        self.ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(stage.ema))  # type: ignore[no-untyped-call]
         self.generator, self.optimiser = self._prepare(network)
-        self.judge, self.judge_optimiser = None, None
+        self.judge: Any = None
+        self.judge_optimiser: Any = None
         if stage.adversarial:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
@@ -59,7 +60,7 @@ class StageRun:
             self.judge, self.judge_optimiser = self._prepare(self._place(judge))
 
     def _place(self, network: nn.Module) -> nn.Module:
-        return network.to(self.accelerator.device, memory_format=torch.channels_last).train().requires_grad_(True)
+        return network.to(self.accelerator.device).to(memory_format=torch.channels_last).train().requires_grad_(True)
 
     def _prepare(self, network: nn.Module) -> tuple[Any, Any]:
         optimiser = torch.optim.Adam(network.parameters(), lr=self.stage.lr, betas=BETAS)
@@ -88,7 +89,7 @@ class StageRun:
         seen = mrs_copies(self.perturb(lr, hr, batch.ids), stage.sigmas, batch.ids, self.seed)
         outputs = mrs_medians(self.generator(seen.contiguous(memory_format=torch.channels_last)), stage.sigmas)
         truth = self.content.bind(hr)
-        parts = [truth.components(sr) for sr in outputs.split(len(hr))]
+        parts = [truth.components(sr) for sr in outputs.chunk(len(outputs) // len(hr))]
         terms = {name: torch.stack([part[name].mean() for part in parts]).mean() for name in parts[0]}
         if self.judge is not None:
             # The bare module, its weights frozen: the generator's backward pass must not touch the judge's gradients.
