@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,11 @@ from torchattacks.attack import Attack
 from benchsr.balls import Linf
 from benchsr.batching import row_slices
 from benchsr.objectives import BoundObjective, Objective
-from benchsr.rng import generators
+from benchsr.rng import Randomised, generators
 from benchsr.types import SCALE, InputError, ModelError
 
-Step = Callable[[Tensor, Tensor], Tensor]
-"""(search variable, gradient of the gain) -> next search variable."""
+Step = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(search variable, gradient of the gain, gain (N,)) -> next search variable."""
 
 
 def check_pair(lr: Tensor, hr: Tensor) -> None:
@@ -60,24 +60,32 @@ class AttackResult:
     """What an attack did to N images of (3, h, w).
 
     `lr`: attacked images (N, 3, h, w) in [0, 1]. `loss_clean`, `loss_attacked`: the objective before and after, (N,).
-    `losses`: the objective at every iterate, (steps + 1, N). `best_step`: index of the iterate kept, (N,).
-    `zero_gradient`: largest share over the steps of gradient elements that were exactly zero, (N,).
+    `losses`, `gains`: the objective, and what the attack maximises, at every iterate, (N, steps + 1). `best_step`:
+    index of the iterate kept, (N,). `zero_gradient`: largest share over the steps of gradient elements that were
+    exactly zero, (N,). After restarts all of them are those of the image's best run.
     """
 
     lr: Tensor
     loss_clean: Tensor
     loss_attacked: Tensor
     losses: Tensor
+    gains: Tensor
     best_step: Tensor
     zero_gradient: Tensor
 
     @staticmethod
     def cat(parts: Sequence[AttackResult]) -> AttackResult:
         """Join results of parts of a batch."""
+        return AttackResult(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(AttackResult)))
+
+    @staticmethod
+    def best(runs: Sequence[AttackResult]) -> AttackResult:
+        """Of several runs on one batch, for each image the one whose kept iterate has the largest gain."""
+        kept = torch.stack([run.gains.gather(1, run.best_step[:, None])[:, 0] for run in runs])
+        winner = kept.argmax(0)
+        rows = torch.arange(len(winner), device=winner.device)
         return AttackResult(
-            *(torch.cat([getattr(p, name) for p in parts]) for name in ("lr", "loss_clean", "loss_attacked")),
-            torch.cat([p.losses for p in parts], dim=1),
-            *(torch.cat([getattr(p, name) for p in parts]) for name in ("best_step", "zero_gradient")),
+            *(torch.stack([getattr(r, f.name) for r in runs])[winner, rows] for f in fields(AttackResult))
         )
 
 
@@ -85,9 +93,15 @@ class GradientAttack(Attack):  # type: ignore[misc]
     """The loop that all gradient attacks share: start, then `steps` times gradient and step; the best iterate wins.
 
     `model` maps LR (N, 3, h, w) in [0, 1] to SR (N, 3, 4h, 4w), unclamped. `objective` defaults to L1 + perceptual
-    with weights one. With `keep_best=False` the last iterate is returned, as torchattacks does.
+    with weights one. With `keep_best=False` the last iterate is returned, as torchattacks does. A `Randomised` model
+    draws new noise whenever it is asked, and the gain and its gradient are then means over `draws` answers (expectation
+    over transformation, Athalye et al. 2018). `restarts` runs are made and each image keeps its best.
     Subclasses say where the search starts, how a search variable becomes an image, what is maximised and how to step.
     """
+
+    restarts = 1
+    draws = 1
+    needs_gradient = True
 
     def __init__(
         self,
@@ -117,8 +131,8 @@ class GradientAttack(Attack):  # type: ignore[misc]
         """What the attack maximises, (N,), given the objective's `loss` (N,)."""
         return loss
 
-    def stepper(self, x: Tensor) -> Step:
-        """A fresh step rule for one run on clean images `x`."""
+    def stepper(self, x: Tensor, gens: Sequence[torch.Generator]) -> Step:
+        """A fresh step rule for one run on clean images `x`; random steps come from `gens`, one for each image."""
         raise NotImplementedError
 
     def __call__(self, lr: Tensor, hr: Tensor, ids: Sequence[str] | None = None, seed: int = 0) -> Tensor:
@@ -149,32 +163,33 @@ class GradientAttack(Attack):  # type: ignore[misc]
         with eval_mode(self.model):
             return AttackResult.cat(
                 [
-                    self._search(lr[rows], bound[rows] if bound else self.objective.bind(hr[rows]), ids[rows], seed)
+                    self._restarted(lr[rows], bound[rows] if bound else self.objective.bind(hr[rows]), ids[rows], seed)
                     for rows in row_slices(len(lr), lr.device, batch_size)
                 ]
             )
 
-    def _search(self, x: Tensor, bound: BoundObjective, ids: Sequence[str], seed: int) -> AttackResult:
+    def _restarted(self, x: Tensor, bound: BoundObjective, ids: Sequence[str], seed: int) -> AttackResult:
+        names = [f"{self.attack.lower()}{f'-{run}' if run else ''}" for run in range(self.restarts)]
+        return AttackResult.best([self._search(x, bound, ids, seed, name) for name in names])
+
+    def _search(self, x: Tensor, bound: BoundObjective, ids: Sequence[str], seed: int, name: str) -> AttackResult:
         x = x.detach()
-        v = self.start(x, generators(seed, ids, f"{self.attack.lower()}-start"))
-        step = self.stepper(x)
+        v = self.start(x, generators(seed, ids, f"{name}-start"))
+        step = self.stepper(x, generators(seed, ids, f"{name}-step"))
         losses: list[Tensor] = []
+        gains: list[Tensor] = []
         zero = x.new_zeros(len(x))
         best_image, best_gain = x, x.new_full((len(x),), -torch.inf)
         best_loss, best_step = x.new_zeros(len(x)), torch.zeros(len(x), dtype=torch.long, device=x.device)
         loss_clean: Tensor | None = None
         for t in range(self.steps + 1):
             last = t == self.steps
-            v = v.detach().requires_grad_(not last)
-            with torch.set_grad_enabled(not last):
-                image = self.image(v)
-                loss = bound(self._sr(image, bound.hr.shape))
-                gain = self.gain(loss, image, x)
-            if not last:
-                (grad,) = torch.autograd.grad(gain.sum(), v)
+            gradient = self.needs_gradient and not last
+            image, loss, gain, grad = self._look(v, x, bound, ids, f"{seed}-{name}-{t}", gradient)
+            if gradient:
                 zero = torch.maximum(zero, (grad == 0).flatten(1).float().mean(1))
-            image, loss, gain = image.detach(), loss.detach(), gain.detach()
             losses.append(loss)
+            gains.append(gain)
             if t == 0 and torch.equal(image, x):
                 loss_clean = loss
             better = gain > best_gain if self.keep_best else torch.full_like(gain, last, dtype=torch.bool)
@@ -183,17 +198,38 @@ class GradientAttack(Attack):  # type: ignore[misc]
             best_step = torch.where(better, t, best_step)
             best_image = torch.where(better.view(-1, 1, 1, 1), image, best_image)
             if not last:
-                v = step(v.detach(), grad)
+                v = step(v, grad, gain)
         if loss_clean is None:
             with torch.no_grad():
-                loss_clean = bound(self._sr(x, bound.hr.shape))
-        trace = torch.stack(losses)
+                noises = self._noises(f"{seed}-{name}-clean")
+                loss_clean = torch.stack([bound(self._sr(x, bound.hr.shape, ids, noise)) for noise in noises]).mean(0)
+        trace = torch.stack(losses, dim=1)
         if not bool(torch.isfinite(trace).all()):
             raise ModelError("the model returned NaN or infinite values under attack, or its loss overflowed")
-        return AttackResult(best_image, loss_clean, best_loss, trace, best_step, zero)
+        return AttackResult(best_image, loss_clean, best_loss, trace, torch.stack(gains, dim=1), best_step, zero)
 
-    def _sr(self, image: Tensor, shape: torch.Size) -> Tensor:
-        sr: Tensor = self.model(image)
+    def _noises(self, name: str) -> list[str]:
+        """The purposes of the noise of one look at the model: one, where the model draws none."""
+        return [f"{name}-{draw}" for draw in range(self.draws if isinstance(self.model, Randomised) else 1)]
+
+    def _look(
+        self, v: Tensor, x: Tensor, bound: BoundObjective, ids: Sequence[str], name: str, gradient: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The image of `v`, and means over the model's noise of its loss (N,), its gain (N,) and the gain's gradient."""
+        v = v.detach().requires_grad_(gradient)
+        looks = []
+        for noise in self._noises(name):  # one by one: memory does not grow with the draws
+            with torch.set_grad_enabled(gradient):
+                image = self.image(v)
+                loss = bound(self._sr(image, bound.hr.shape, ids, noise))
+                gain = self.gain(loss, image, x)
+            grad = torch.autograd.grad(gain.sum(), v)[0] if gradient else torch.zeros_like(v)
+            looks.append((loss.detach(), gain.detach(), grad))
+        loss, gain, grad = (torch.stack(parts).mean(0) for parts in zip(*looks, strict=True))
+        return image.detach(), loss, gain, grad
+
+    def _sr(self, image: Tensor, shape: torch.Size, ids: Sequence[str], noise: str) -> Tensor:
+        sr: Tensor = self.model(image, ids, noise) if isinstance(self.model, Randomised) else self.model(image)
         if sr.shape != shape:
             raise ModelError(
                 f"the model turned {tuple(image.shape)} into {tuple(sr.shape)}; a x{SCALE} model gives {tuple(shape)}"
@@ -221,7 +257,9 @@ class PGD(GradientAttack):
         keep_best: bool = True,
     ) -> None:
         if not 0 <= eps <= 1 or alpha < 0 or not 0 < start_scale <= 1:
-            raise InputError(f"need eps in [0, 1], alpha >= 0, start_scale in (0, 1]; got {eps}, {alpha}, {start_scale}")
+            raise InputError(
+                f"need eps in [0, 1], alpha >= 0, start_scale in (0, 1]; got {eps}, {alpha}, {start_scale}"
+            )
         super().__init__(model, steps=steps, objective=objective, keep_best=keep_best)
         self.ball = Linf(eps)
         self.alpha = alpha
@@ -237,9 +275,9 @@ class PGD(GradientAttack):
         delta = F.interpolate(self.ball.random(coarse, gens), size=(h, w), mode="nearest")
         return (x + delta).clamp(0, 1)
 
-    def stepper(self, x: Tensor) -> Step:
+    def stepper(self, x: Tensor, gens: Sequence[torch.Generator]) -> Step:
         """Ascend by `alpha` along the gradient's sign, then project to the ball and to [0, 1]."""
-        return lambda v, grad: (x + self.ball.project(v + self.alpha * self.ball.steepest(grad) - x)).clamp(0, 1)
+        return lambda v, grad, gain: (x + self.ball.project(v + self.alpha * self.ball.steepest(grad) - x)).clamp(0, 1)
 
 
 class BIM(PGD):
@@ -313,12 +351,12 @@ class CW(GradientAttack):
         norm = ((image - x).square().flatten(1).sum(1) + 1e-12).sqrt()
         return self.c * elements * loss - norm
 
-    def stepper(self, x: Tensor) -> Step:
+    def stepper(self, x: Tensor, gens: Sequence[torch.Generator]) -> Step:
         """One Adam step on w (Kingma & Ba 2015, torch's defaults)."""
         w = torch.zeros_like(x)
         adam = torch.optim.Adam([w], lr=self.lr, maximize=True)
 
-        def step(v: Tensor, grad: Tensor) -> Tensor:
+        def step(v: Tensor, grad: Tensor, gain: Tensor) -> Tensor:
             w.copy_(v)
             w.grad = grad
             adam.step()

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def generator(seed: int, sample_id: str, purpose: str) -> torch.Generator:
@@ -33,3 +33,10 @@ def uniform_like(x: Tensor, gens: Sequence[torch.Generator]) -> Tensor:
     """Noise uniform on [-1, 1) of the shape, dtype and device of the batch `x` (N, ...), row i from `gens[i]`."""
     rows = [torch.rand(x.shape[1:], generator=g) * 2 - 1 for g in gens]
     return torch.stack(rows).to(x)
+
+
+class Randomised(nn.Module):
+    """A model that draws noise of its own: `forward(x, ids=None, purpose=...)`.
+
+    Equal ids and purposes draw equal noise, so whoever attacks such a model names a new purpose for every step.
+    """

@@ -117,10 +117,10 @@ def test_the_best_iterate_is_kept_and_the_last_is_scored(network: nn.Module) -> 
     # A step far beyond the ball overshoots: some earlier iterate is better than the last.
     best = PGD(network, eps=0.3, alpha=0.6, steps=5, objective=L1).run(lr, hr)
     last = PGD(network, eps=0.3, alpha=0.6, steps=5, objective=L1, keep_best=False).run(lr, hr)
-    assert best.losses.shape == (6, 2)
-    assert torch.equal(best.loss_attacked, best.losses.amax(0))
-    assert torch.equal(last.loss_attacked, last.losses[-1])
-    torch.testing.assert_close(l1(network, last.lr, hr), last.losses[-1])
+    assert best.losses.shape == (2, 6)
+    assert torch.equal(best.loss_attacked, best.losses.amax(1))
+    assert torch.equal(last.loss_attacked, last.losses[:, -1])
+    torch.testing.assert_close(l1(network, last.lr, hr), last.losses[:, -1])
 
 
 @pytest.mark.parametrize("name", ATTACKS)
