@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -93,17 +94,17 @@ def read_image(path: str | Path, *, min_side: int = MIN_SIDE) -> Tensor:
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
-def _rgb(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _rgb(image: Image.Image) -> NDArray[np.float32]:
     """(H, W, 3) in [0, 1]. Raises ValueError where the pixels' scale cannot be known."""
     if image.mode[0] in "IF":  # grey of more than 8 bit: integers up to 65535, or floats up to 1
-        grey = np.asarray(image, dtype=np.float32) / (1 if image.mode == "F" else 65535)
+        grey = np.asarray(image, dtype=np.float32) / np.float32(1 if image.mode == "F" else 65535)
         if not (grey.min() >= 0 and grey.max() <= 1):
             raise ValueError(f"values of mode {image.mode} beyond {'1' if image.mode == 'F' else '65535'}")
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+    return np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255)
 
 
 def write_image(path: str | Path, image: Tensor) -> None:
