@@ -92,4 +92,4 @@ def train(
     table = provenance(job, progress, start=start, command=shlex.join(words), processes=count)
     write_provenance(folder / f"{card.id}.json", table)
     plot_curves(folder)
-    typer.echo(f"weights: {folder / f'{card.id}-{plan.stages[-1].name}.safetensors'}")
+    typer.echo(f"weights: {job.weights(plan.stages[-1])}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import hashlib
 import io
 import math
 import time
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from benchsr.downloads import write_atomic
 from benchsr.threats import Threat, load_threat
 from benchsr.train.crops import Crops, TrainingImages
-from benchsr.train.recipe import Recipe
+from benchsr.train.recipe import Recipe, Stage
 from benchsr.train.stage import StageRun
 from benchsr.train.validate import Figures, mean_figures, validate
 from benchsr.types import InputError, ModelError
@@ -58,6 +57,10 @@ class Job:
     def checkpoint(self) -> Path:
         """The file that a run resumes from."""
         return self.out / "checkpoint.pt"
+
+    def weights(self, stage: Stage) -> Path:
+        """The file of the weights after `stage`."""
+        return self.out / f"{self.name}-{stage.name}.safetensors"
 
     @property
     def identity(self) -> dict[str, str | int]:
@@ -99,12 +102,10 @@ def validation_threats() -> list[Threat]:
     return [load_threat("clean"), load_threat("pgd", l1_weight=1.0, perceptual_weight=0.01, perceptual_net="vgg16")]
 
 
-def export(network: nn.Module, path: Path) -> dict[str, str | int]:
-    """Write the weights as float16 safetensors, which spandrel loads as they are; returns their sha256 and size."""
+def export(network: nn.Module, path: Path) -> None:
+    """Write the weights as float16 safetensors, which spandrel loads as they are."""
     state = {name: value.detach().half().cpu().contiguous() for name, value in network.state_dict().items()}
-    payload = safetensors.torch.save(state)
-    write_atomic(path, payload)
-    return {"sha256": hashlib.sha256(payload).hexdigest(), "bytes": len(payload)}
+    write_atomic(path, safetensors.torch.save(state))
 
 
 class Trainer:
@@ -160,7 +161,7 @@ class Trainer:
             network = copy.deepcopy(run.ema.module)
             self.accelerator.free_memory()
             if self.accelerator.is_main_process:
-                export(network, job.out / f"{job.name}-{stage.name}.safetensors")
+                export(network, job.weights(stage))
             progress.stage, progress.step = progress.stage + 1, 0
         if log:
             log.close()

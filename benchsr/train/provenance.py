@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchsr.downloads import write_atomic
+from benchsr.downloads import sha256_file, write_atomic
 from benchsr.train.loop import Job, Progress
 
 
@@ -26,6 +26,7 @@ def hardware() -> str:
 
 def provenance(job: Job, progress: Progress, *, start: str, command: str, processes: int) -> dict[str, Any]:
     """What the card's `[training]` table says of a finished run. Seconds are wall time of training and validation."""
+    weights = job.weights(job.recipe.stages[-1])
     stages = []
     for stage in job.recipe.stages:
         rows = [row for row in progress.validation if row["stage"] == stage.name]
@@ -34,6 +35,7 @@ def provenance(job: Job, progress: Progress, *, start: str, command: str, proces
         stages.append({"name": stage.name, "steps": stage.steps, "seconds": seconds, "validation": figures})
     return {
         "command": command,
+        "recipe_sha256": job.recipe.sha256,
         "start": start,
         "seed": job.seed,
         "data": {
@@ -45,6 +47,7 @@ def provenance(job: Job, progress: Progress, *, start: str, command: str, proces
         "hardware": hardware(),
         "processes": processes,
         "torch": version("torch"),
+        "weights": {"file": weights.name, "sha256": sha256_file(weights), "bytes": weights.stat().st_size},
         "stages": stages,
     }
 

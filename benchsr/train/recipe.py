@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any, Literal
 
@@ -94,6 +95,11 @@ class Recipe(_Table):
     def crop(self) -> int:
         """The largest LR crop of the stages."""
         return max(stage.crop for stage in self.stages)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of every value, to tell whether weights come from this recipe."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def with_steps(self, steps: int | None) -> Recipe:
         """The same recipe with `steps` steps in every stage."""

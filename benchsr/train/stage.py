@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from benchsr.objectives import Objective
+from benchsr.attacks import AttackResult
+from benchsr.objectives import BoundObjective, Objective
 from benchsr.rng import generators, normal_like
 from benchsr.train.crops import Batch
 from benchsr.train.losses import median, relativistic_loss
@@ -77,18 +79,23 @@ class StageRun:
         optimiser.step()
         return norm
 
-    def perturb(self, lr: Tensor, hr: Tensor, ids: list[str]) -> Tensor:
+    def perturb(self, lr: Tensor, truth: BoundObjective, ids: list[str]) -> Tensor:
         """`lr` under the stage's threat, computed against the generator's current weights."""
-        return self.threat(self.accelerator.unwrap_model(self.generator), lr, hr, ids, self.seed)
+        goal, bound = self.threat.objective, None
+        if goal and truth.features is not None and goal.net == self.content.net:
+            bound = replace(truth, objective=goal)  # the truth's features serve attack and training alike
+        model = self.accelerator.unwrap_model(self.generator)
+        result = self.threat.run(model, lr, truth.hr, ids, self.seed, bound=bound)
+        return result.lr if isinstance(result, AttackResult) else result
 
     def step(self, k: int, batch: Batch) -> dict[str, float]:
         """Do 0-based step `k` on `batch`; returns its losses (unweighted terms), gradient norm and learning rate."""
         stage = self.stage
         rate = stage.learning_rate(k)
         lr, hr = batch.lr.to(self.accelerator.device), batch.hr.to(self.accelerator.device)
-        seen = mrs_copies(self.perturb(lr, hr, batch.ids), stage.sigmas, batch.ids, self.seed)
-        outputs = mrs_medians(self.generator(seen.contiguous(memory_format=torch.channels_last)), stage.sigmas)
         truth = self.content.bind(hr)
+        seen = mrs_copies(self.perturb(lr, truth, batch.ids), stage.sigmas, batch.ids, self.seed)
+        outputs = mrs_medians(self.generator(seen.contiguous(memory_format=torch.channels_last)), stage.sigmas)
         parts = [truth.components(sr) for sr in outputs.chunk(len(outputs) // len(hr))]
         terms = {name: torch.stack([part[name].mean() for part in parts]).mean() for name in parts[0]}
         if self.judge is not None:
