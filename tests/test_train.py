@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -68,8 +69,8 @@ def accelerator() -> Accelerator:
     return Accelerator(cpu=True, mixed_precision="bf16")
 
 
-def job(folder: Path, out: Path, *stages: dict[str, object], held_out: int = 0) -> Job:
-    recipe = Recipe.model_validate({"stages": [TINY | stage for stage in stages], "held_out": held_out})
+def job(folder: Path, out: Path, *stages: Mapping[str, object], held_out: int = 0) -> Job:
+    recipe = Recipe.model_validate({"stages": [TINY | dict(stage) for stage in stages], "held_out": held_out})
     data = load_images(folder, recipe.crop, held_out, 8, progress=False)
     return Job("tiny", recipe, new_generator(8, 1), data, out)
 
