@@ -7,7 +7,7 @@ import torch
 from conftest import images, tiny_rrdb
 from torch import Tensor, nn
 
-from benchsr.frozen import freeze
+from benchsr.frozen import checkpoint_blocks, freeze, repeated_blocks
 
 
 def input_gradient(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -49,3 +49,21 @@ def test_other_convolutions_are_left_as_they_are() -> None:
     before = network(x)
     torch.testing.assert_close(freeze(network)(x), before)
     assert not any(p.requires_grad for p in network.parameters())
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_checkpoints_change_the_bytes_kept_and_nothing_else(autocast: bool) -> None:
+    network = freeze(tiny_rrdb(0, 16, 3))
+    assert len(list(repeated_blocks(network))) == 3
+    lr = images(1, 16)[0]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out, grad, kept = input_gradient(network, lr)
+        checkpoint_blocks(network)
+        again, again_grad, fewer = input_gradient(network, lr)
+        checkpoint_blocks(network, active=False)
+        back, back_grad, as_before = input_gradient(network, lr)
+    assert torch.equal(out, again)
+    assert torch.equal(out, back)
+    assert torch.equal(grad, again_grad)
+    assert torch.equal(grad, back_grad)
+    assert fewer < 0.7 * kept == 0.7 * as_before
