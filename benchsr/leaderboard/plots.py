@@ -1,0 +1,255 @@
+"""Plots of tables and cells, as matplotlib Figures that belong to no global state."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from scipy.stats import rankdata
+
+from benchsr.leaderboard.scores import NOT_RUN, SCORED, SIGN, Cell, Floats, Grid, average, interval
+from benchsr.leaderboard.tables import (
+    AVERAGE,
+    FAMILIES,
+    LAYOUTS,
+    CardInfo,
+    LeaderboardInfo,
+    Table,
+    family_cards,
+)
+from benchsr.metrics import METRICS
+from benchsr.threats import THREATS
+
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+"""Okabe and Ito's palette (2008), grey for yellow: colour-blind readers tell them apart; markers say it again."""
+
+MARKERS = "osD^vPX*"
+ATTACKS = LAYOUTS["table2"].threats
+DPI = 110
+_GREY = "#666666"
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, without a date or version in it: the same figure is the same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _axis_title(metric: str) -> str:
+    unit = f" ({METRICS[metric].unit})" if METRICS[metric].unit else ""
+    better = "higher" if METRICS[metric].higher_is_better else "lower"
+    return f"{METRICS[metric].title}{unit}, {better} is better"
+
+
+def _caption(title: str, protocol: LeaderboardInfo, details: str) -> str:
+    return f"{title}\n{protocol.title}; {details}"
+
+
+def _panels(
+    caption: str, labels: Sequence[str], missing: Sequence[str], row_height: float
+) -> tuple[Figure, list[Axes], Floats]:
+    """One panel a metric, with the models from top to bottom; below, the models that are not shown."""
+    text = textwrap.fill("Not shown (reasons in the report): " + ", ".join(missing), 175) if missing else ""
+    height = 1.4 + row_height * max(len(labels), 3) + 0.15 * len(text.splitlines())
+    figure = Figure(figsize=(12, height), layout="constrained")
+    figure.suptitle(caption, fontsize=10)
+    axes = figure.subplots(1, len(SCORED), sharey=True)
+    rows = np.arange(len(labels), dtype=np.float64)
+    for ax in axes:
+        ax.set_ylim(len(labels) - 0.5, -0.5)
+        ax.set_yticks(rows, labels, fontsize=9)
+        ax.tick_params(axis="x", labelsize=8)
+        ax.grid(axis="x", color="#dddddd", linewidth=0.7)
+        ax.set_axisbelow(True)
+        for edge in ("top", "right", "left"):
+            ax.spines[edge].set_visible(False)
+        ax.tick_params(axis="y", length=0)
+    figure.supxlabel(text, fontsize=7.5, color=_GREY)
+    return figure, list(axes), rows
+
+
+def _stripes(ax: Axes, rows: Floats) -> None:
+    for row in rows[::2]:
+        ax.axhspan(row - 0.5, row + 0.5, color="#f4f4f4", zorder=0, linewidth=0)
+
+
+def _empty(caption: str, text: str) -> Figure:
+    figure = Figure(figsize=(11, 1.8), layout="constrained")
+    figure.suptitle(caption, fontsize=10)
+    figure.text(0.5, 0.35, text, ha="center", va="center", fontsize=11, color=_GREY)
+    return figure
+
+
+def _finite(values: Sequence[float]) -> Floats:
+    """Values with NaN for the infinite: those have no place on an axis."""
+    array = np.array(values, dtype=np.float64)
+    return np.where(np.isfinite(array), array, np.nan)
+
+
+def plot_table(table: Table, protocol: LeaderboardInfo) -> Figure:
+    """A dot for each figure of the table with its 95% interval; hollow where images are missing."""
+    shown = [row for row in table.rows if row.evaluated]
+    missing = [row.card.title for row in table.rows if not row.evaluated]
+    caption = _caption(table.title, protocol, "mean over images, 95% bootstrap interval")
+    if not shown:
+        return _empty(caption, f"No row of this table has figures yet: the reasons stand in {table.name}.md")
+    columns = table.layout.columns
+    names = {AVERAGE: "Average"} | {threat: THREATS[threat].title for threat in columns if threat != AVERAGE}
+    figure, axes, rows = _panels(caption, [r.card.title for r in shown], missing, 0.16 + 0.085 * len(columns))
+    dodge = np.linspace(-0.28, 0.28, len(columns)) if len(columns) > 1 else np.zeros(1)
+    for ax, metric in zip(axes, SCORED, strict=True):
+        _stripes(ax, rows)
+        for k, column in enumerate(columns):
+            estimates = [row.cells[column].estimate(metric) for row in shown]
+            values, low, high = (_finite([getattr(e, end) for e in estimates]) for end in ("value", "low", "high"))
+            full = np.array([row.cells[column].ok for row in shown])
+            y = rows + dodge[k]
+            ax.hlines(y, low, high, color=COLOURS[k], linewidth=1.3, alpha=0.75)
+            for face, chosen in ((COLOURS[k], full), ("white", ~full)):
+                style = {"color": COLOURS[k], "markerfacecolor": face, "markersize": 5}
+                ax.plot(values[chosen], y[chosen], MARKERS[k], **style)
+        ax.set_xlabel(_axis_title(metric), fontsize=9)
+    handles = [
+        Line2D([], [], color=COLOURS[k], marker=MARKERS[k], label=textwrap.fill(names[c], 18))
+        for k, c in enumerate(columns)
+    ]
+    figure.legend(handles=handles, loc="outside right center", fontsize=9, frameon=False, labelspacing=0.8)
+    return figure
+
+
+def attack_average(grid: Grid, model: str) -> Cell:
+    """The mean over the attacks of Table 2: a model's robust score."""
+    return average([grid.get((model, threat), NOT_RUN) for threat in ATTACKS])
+
+
+def plot_scatter(family: str, cards: Sequence[CardInfo], grid: Grid, protocol: LeaderboardInfo) -> Figure | None:
+    """What robustness costs: each model's figure on clean images against its mean over the attacks, a panel a metric.
+
+    None where no model has both.
+    """
+    both = [(c, grid.get((c.id, "clean"), NOT_RUN), attack_average(grid, c.id)) for c in cards]
+    points = [(card, clean, robust) for card, clean, robust in both if clean.ok and robust.ok]
+    if not points:
+        return None
+    caption = _caption(f"Clean and attacked – {FAMILIES[family][1]}", protocol, "attacked: mean over the attacks of Table 2")
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure.suptitle(caption, fontsize=10)
+    for i, (ax, metric) in enumerate(zip(figure.subplots(1, len(SCORED)), SCORED, strict=True)):
+        for k, (_, clean, robust) in enumerate(points):
+            x, y = clean.estimate(metric), robust.estimate(metric)
+            if not np.isfinite([x.value, y.value]).all():
+                continue
+            style = {"color": COLOURS[k % 8], "alpha": 0.45, "linewidth": 1}
+            ax.plot([x.low, x.high], [y.value, y.value], **style)
+            ax.plot([x.value, x.value], [y.low, y.high], **style)
+            ax.plot(x.value, y.value, MARKERS[k // 8 % 8], color=COLOURS[k % 8], markersize=7)
+        ax.set_xlabel(f"clean {METRICS[metric].title}", fontsize=9)
+        ax.set_ylabel(f"attacked {METRICS[metric].title}", fontsize=9)
+        ax.tick_params(labelsize=8)
+        ax.grid(color="#dddddd", linewidth=0.7)
+        ax.set_axisbelow(True)
+        corner = "top right" if SIGN[i] > 0 else "bottom left"
+        ax.set_title(f"better: {corner}", fontsize=8, color=_GREY)
+    handles = [
+        Line2D([], [], linestyle="", color=COLOURS[k % 8], marker=MARKERS[k // 8 % 8], label=card.title)
+        for k, (card, _, _) in enumerate(points)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    return figure
+
+
+def plot_heat_map(family: str, cards: Sequence[CardInfo], grid: Grid, protocol: LeaderboardInfo) -> Figure | None:
+    """Models by threats, a panel a metric, figures written in; None where nothing has a figure."""
+    models = [c for c in cards if any(grid[m, t].n for m, t in grid if m == c.id)]
+    threats = [t for t in protocol.threats if any(grid.get((c.id, t), NOT_RUN).n for c in models)]
+    if not models:
+        return None
+    caption = _caption(f"All threats – {FAMILIES[family][1]}", protocol, "means over images; italics: images missing")
+    size = (max(3 + 0.5 * len(threats), 7.5), 2 + 3 * (0.4 + 0.25 * len(models)))
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(caption, fontsize=10)
+    axes = figure.subplots(len(SCORED), 1, sharex=True)
+    for i, (ax, metric) in enumerate(zip(axes, SCORED, strict=True)):
+        cells = [[grid.get((c.id, t), NOT_RUN) for t in threats] for c in models]
+        values = np.array([[cell.mean[i] for cell in row] for row in cells])
+        finite = values[np.isfinite(values)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+        # Bright is good, whatever the metric's direction.
+        ax.imshow(SIGN[i] * values, cmap="cividis", aspect="auto", vmin=min(SIGN[i] * low, SIGN[i] * high))
+        middle = SIGN[i] * (low + high) / 2
+        for (y, x), value in np.ndenumerate(values):
+            text = "–" if np.isnan(value) else f"{value:.{1 if metric == 'psnr' else 2}f}"
+            bright = np.isnan(value) or SIGN[i] * value > middle
+            style = "normal" if cells[y][x].ok else "italic"
+            ax.text(x, y, text, ha="center", va="center", fontsize=7, style=style, color="black" if bright else "white")
+        ax.set_xticks(range(len(threats)), threats, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+        ax.set_yticks(range(len(models)), [c.title for c in models], fontsize=8)
+        ax.set_title(_axis_title(metric), fontsize=9)
+        ax.tick_params(length=0)
+        for edge in ax.spines.values():
+            edge.set_visible(False)
+    return figure
+
+
+def rank_draws(cells: Sequence[Cell], metric: str) -> Floats:
+    """Ranks (len(cells), RESAMPLES) of complete cells on the same images in every bootstrap resample; 1 is best."""
+    i = SCORED.index(metric)
+    ranks: Floats = rankdata([-SIGN[i] * cell.draws[:, i] for cell in cells], method="min", axis=0).astype(np.float64)
+    return ranks
+
+
+def plot_rank_stability(family: str, cards: Sequence[CardInfo], grid: Grid, protocol: LeaderboardInfo) -> Figure | None:
+    """How sure the ranking by the mean over the attacks is: each model's rank, and where 95% of the resamples put it.
+
+    None where fewer than two models are complete.
+    """
+    scored = [(card, attack_average(grid, card.id)) for card in cards]
+    complete = [(card, cell) for card, cell in scored if cell.ok]
+    if len(complete) < 2:
+        return None
+    missing = [card.title for card, cell in scored if not cell.ok]
+    caption = _caption(
+        f"Rank over the attacks of Table 2 – {FAMILIES[family][1]}", protocol, "95% of bootstrap resamples of the images"
+    )
+    figure, axes, rows = _panels(caption, [card.title for card, _ in complete], missing, 0.28)
+    for i, (ax, metric) in enumerate(zip(axes, SCORED, strict=True)):
+        _stripes(ax, rows)
+        ranks = rankdata([-SIGN[i] * cell.mean[i] for _, cell in complete], method="min")
+        for y, rank, draws in zip(rows, ranks, rank_draws([cell for _, cell in complete], metric), strict=True):
+            ax.plot(interval(draws), [y, y], color=COLOURS[2], linewidth=3, alpha=0.5, solid_capstyle="round")
+            ax.plot(rank, y, "o", color=COLOURS[2], markersize=6)
+        ax.set_xlim(0.5, len(complete) + 0.5)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xlabel(f"rank by {METRICS[metric].title} (1 is best)", fontsize=9)
+    return figure
+
+
+PLOTS = {
+    "clean-vs-robust": plot_scatter,
+    "heatmap": plot_heat_map,
+    "rank-stability": plot_rank_stability,
+}
+"""Plots of a whole family, by the stem of their files."""
+
+
+def all_plots(
+    tables: Mapping[str, Table], grid: Grid, protocol: LeaderboardInfo, cards: Mapping[str, CardInfo]
+) -> Iterator[tuple[str, Figure]]:
+    """Every plot of the leaderboard with its name: one for each table, and those of PLOTS for each family."""
+    for name, table in tables.items():
+        yield name, plot_table(table, protocol)
+    for family, (suffix, _) in FAMILIES.items():
+        members = family_cards(family, grid, cards)
+        for name, plot in PLOTS.items():
+            figure = plot(family, members, grid, protocol) if members else None
+            if figure:
+                yield name + suffix, figure
+
+

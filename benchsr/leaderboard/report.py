@@ -1,0 +1,256 @@
+"""The whole leaderboard as one value, and its files: CSV, Markdown, PNG and report.md."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich.markup import escape as escape_rich
+from rich.table import Table as RichTable
+
+from benchsr.downloads import write_atomic
+from benchsr.leaderboard.paper import (
+    PAPER_DATASETS,
+    Judgement,
+    Verdict,
+    beside_paper,
+    claims_frame,
+    judge_all,
+    judge_printed,
+    rank_correlation,
+)
+from benchsr.leaderboard.plots import PLOTS, all_plots, png
+from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, RESAMPLES, SCORED, Cell, Estimate, Grid, make_grid, subtract
+from benchsr.leaderboard.tables import (
+    COMPACT,
+    FAMILIES,
+    LAYOUTS,
+    CardInfo,
+    LeaderboardInfo,
+    Table,
+    escape,
+    expected_images,
+    family_cards,
+    frame,
+    make_tables,
+    markdown,
+    markdown_table,
+    notes,
+    show,
+)
+from benchsr.metrics import METRICS
+from benchsr.threats import THREATS
+from benchsr.types import Record, Status
+
+PREFIXES = {"paper": "", "compact": COMPACT}
+"""How each family spells the ids of the paper's models."""
+
+SUMMARIES = (("table1", "table2", "table3", "standins"), ("adaptive", "curves"))
+"""Tables that share one on the terminal."""
+
+CHANGES = (("noise", "clean"), ("pgd", "clean"), ("pgd", "noise"))
+"""Pairs of threats whose paired difference the report gives for each model."""
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """All that is derived from results.csv: the data behind the files, the page and the terminal."""
+
+    protocol: LeaderboardInfo
+    cards: Mapping[str, CardInfo]
+    records: Sequence[Record]
+
+    @cached_property
+    def grid(self) -> Grid:
+        """Cells by (model, threat)."""
+        return make_grid(self.records, expected_images(self.protocol))
+
+    @cached_property
+    def tables(self) -> dict[str, Table]:
+        """Tables by name; those of the compact family end in "-compact"."""
+        return make_tables(self.grid, self.protocol.threats, self.cards)
+
+    @cached_property
+    def families(self) -> dict[str, list[CardInfo]]:
+        """The rows of each family that has any."""
+        members = {family: family_cards(family, self.grid, self.cards) for family in FAMILIES}
+        return {family: cards for family, cards in members.items() if cards}
+
+    @cached_property
+    def judgements(self) -> dict[str, list[Judgement]]:
+        """The paper's claims, checked on each family."""
+        return {family: judge_all(self.grid, PREFIXES[family]) for family in self.families}
+
+    @cached_property
+    def correlations(self) -> pd.DataFrame:
+        """Kendall's tau of each column with the paper's, for each family."""
+        found = [rank_correlation(self.grid, PREFIXES[f]).assign(family=f) for f in self.families]
+        return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+    @cached_property
+    def beside_paper(self) -> pd.DataFrame:
+        """Paper-scale figures beside the printed ones."""
+        return beside_paper(self.grid)
+
+    @cached_property
+    def changes(self) -> dict[tuple[str, str, str], dict[str, Estimate]]:
+        """(model, threat, baseline) -> metric -> mean paired difference with its interval, where both are complete."""
+        found = {}
+        for card in chain.from_iterable(self.families.values()):
+            for threat, baseline in CHANGES:
+                both = (self.grid.get((card.id, t), NOT_RUN) for t in (threat, baseline))
+                difference = subtract(*both)
+                if difference.ok:
+                    found[card.id, threat, baseline] = {m: difference.estimate(m) for m in SCORED}
+        return found
+
+    @cached_property
+    def attacks(self) -> pd.DataFrame:
+        """What each threat did to LR and loss: family, threat, evaluations, linf (largest), l2 (mean), losses (mean).
+
+        Distances are in [0, 1] units. Rows that share a network share its attack and are counted once for each image.
+        """
+        lines = pd.DataFrame([asdict(r) for r in self.records if r.attack_linf is not None])
+        if lines.empty:
+            return lines
+        lines["family"] = lines["model"].map({c.id: c.family for c in self.cards.values()})
+        figures = ["attack_linf", "attack_l2", "loss_clean", "loss_attacked"]
+        lines = lines.astype(dict.fromkeys(figures, "float64")).drop_duplicates(["family", "threat", "image", *figures])
+        grouped = lines.groupby(["family", "threat"], sort=False).agg(
+            evaluations=("image", "size"),
+            linf=("attack_linf", "max"),
+            l2=("attack_l2", "mean"),
+            loss_clean=("loss_clean", "mean"),
+            loss_attacked=("loss_attacked", "mean"),
+        )
+        order = {threat: i for i, threat in enumerate(self.protocol.threats)}
+        return grouped.reset_index().sort_values(["family", "threat"], key=lambda c: c.map(order).fillna(0))
+
+    @property
+    def failures(self) -> list[tuple[str, str, str, int]]:
+        """Evaluations that went wrong: (model, threat, reason, images)."""
+        failed = Counter((r.model, r.threat, r.reason) for r in self.records if r.status is Status.FAILED)
+        return [(*what, n) for what, n in failed.items()]
+
+    @property
+    def flags(self) -> list[tuple[str, str, str, int]]:
+        """Health flags: (model, threat, flag, images)."""
+        flagged = Counter((r.model, r.threat, r.health) for r in self.records if r.health)
+        return [(*what, n) for what, n in flagged.items()]
+
+    @property
+    def without_card(self) -> list[str]:
+        """Models of results.csv that no card describes: they belong to no family, and so stand in no table."""
+        return sorted({r.model for r in self.records} - set(self.cards))
+
+    @property
+    def on_paper_data(self) -> bool:
+        """Whether all figures are of the data sets that the paper used."""
+        return {r.dataset for r in self.records if r.status is Status.OK} <= set(PAPER_DATASETS)
+
+    @property
+    def datasets(self) -> dict[str, list[str]]:
+        """Data set -> the threats evaluated on it."""
+        found: dict[str, list[str]] = {}
+        for record in self.records:
+            threats = found.setdefault(record.dataset, [])
+            threats += [record.threat] * (record.threat not in threats)
+        return found
+
+
+def write_leaderboard(
+    folder: Path, records: Sequence[Record], *, protocol: LeaderboardInfo, cards: Mapping[str, CardInfo]
+) -> None:
+    """Write everything that is derived from `records` into `folder`, each file atomically.
+
+    table1, table2, table3, standins (.csv, .md, .png), the same for the compact family with "-compact", plots of whole
+    families, paper-comparison.csv, claims.csv and report.md. Files of tables that have no rows any more are removed.
+    Raises InputError for a folder that cannot be written.
+    """
+    board = Leaderboard(protocol, cards, records)
+    files: dict[str, str | bytes] = {}
+    for name, table in board.tables.items():
+        files[f"{name}.csv"] = _csv(frame(table))
+        files[f"{name}.md"] = table_page(table, protocol)
+    figures = {f"{name}.png": png(figure) for name, figure in all_plots(board.tables, board.grid, protocol, cards)}
+    files |= figures
+    files["paper-comparison.csv"] = _csv(board.beside_paper)
+    files["claims.csv"] = _csv(claims_frame(board.judgements))
+    files["report.md"] = report(board, sorted(figures))
+    stems = [f"{stem}{suffix}" for stem in (*LAYOUTS, *PLOTS) for suffix, _ in FAMILIES.values()]
+    for stale in {f"{stem}.{kind}" for stem in stems for kind in ("csv", "md", "png")} - set(files):
+        (folder / stale).unlink(missing_ok=True)
+    for name, content in files.items():
+        write_atomic(folder / name, content)
+
+
+def table_page(table: Table, protocol: LeaderboardInfo) -> str:
+    """A table as a Markdown file: title, table, how to read it, and why cells are missing."""
+    return _render("table.md.j2", table=table, protocol=protocol)
+
+
+def report(board: Leaderboard, plots: Sequence[str]) -> str:
+    """report.md: settings, tables, plots (names of files beside it), comparison with the paper, and what is missing."""
+    return _render("report.md.j2", board=board, protocol=board.protocol, plots=plots, printed=judge_printed())
+
+
+def summary_table(records: Sequence[Record], cards: Mapping[str, CardInfo]) -> list[RichTable]:
+    """The terminal's tables, for each family one of the paper's threats and one of those beyond: PSNR (dB) above LPIPS,
+    means over images, an asterisk where images are missing. Models without any figure are named below.
+    """
+    scored = [r for r in records if r.status is Status.OK]
+    expected = {t: len({r.image for r in records if r.threat == t}) for t in {r.threat for r in scored}}
+    grid, made = make_grid(records, expected), []
+    for family, (_, name) in FAMILIES.items():
+        members = [card for card in family_cards(family, grid, cards) if any(model == card.id for model, _ in grid)]
+        for group in SUMMARIES:
+            threats = [t for layout in group for t in LAYOUTS[layout].threats if t in expected]
+            shown = [card for card in members if any(grid.get((card.id, t), NOT_RUN).n for t in threats)]
+            if not shown:
+                continue
+            table = RichTable(title=f"{name[0].upper()}{name[1:]}: PSNR in dB, LPIPS", title_justify="left")
+            table.add_column("model", overflow="fold")
+            for threat in threats:
+                table.add_column(threat.replace("-", "-\n"), justify="right", overflow="fold")
+            for card in shown:
+                cells = [grid.get((card.id, t), NOT_RUN) for t in threats]
+                table.add_row(escape_rich(card.id), *(_brief(cell) for cell in cells))
+            absent = [card.id for card in members if card not in shown]
+            if absent:
+                table.caption = f"no figures (see report.md): {', '.join(map(escape_rich, absent))}"
+            made.append(table)
+    return made
+
+
+def _brief(cell: Cell) -> str:
+    return f"{cell.mean[0]:.2f}{'' if cell.ok else '*'}\n{cell.mean[2]:.3f}" if cell.n else "–"
+
+
+def _csv(data: pd.DataFrame) -> str:
+    return str(data.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+
+
+def _render(template: str, **values: object) -> str:
+    # The output is Markdown: the filter `md` escapes what comes from cards and records.
+    environment = Environment(
+        loader=PackageLoader("benchsr"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )
+    environment.filters |= {"md": escape, "markdown": markdown, "notes": notes, "show": show}
+    environment.globals |= {
+        "families": FAMILIES,
+        "layouts": LAYOUTS,
+        "metrics": {name: METRICS[name] for name in SCORED},
+        "threats": THREATS,
+        "changes": CHANGES,
+        "verdicts": list(Verdict),
+        "markdown_table": markdown_table,
+        "resamples": RESAMPLES,
+        "confidence": f"{CONFIDENCE:.0%}",
+    }
+    return environment.get_template(template).render(values).rstrip("\n") + "\n"

@@ -1,0 +1,141 @@
+"""From records to cells: means over images with bootstrap intervals. Everything else is derived from these."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchsr.metrics import METRICS
+from benchsr.types import Record, Status
+
+Floats = NDArray[np.float64]
+CellStatus = Literal["ok", "partial", "failed", "unavailable", "not run"]
+
+SCORED = ("psnr", "ssim", "lpips")
+"""Metrics of the tables, in the paper's order: the last axis of every array of scores."""
+
+SIGN = np.array([1.0 if METRICS[name].higher_is_better else -1.0 for name in SCORED])
+"""Turns scores into "higher is better"."""
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95% bootstrap percentile interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One model under one threat, averaged over images.
+
+    `n` images were scored; `mean` is (3,), in the order of SCORED (PSNR in dB), and `draws` (RESAMPLES, 3) holds the
+    mean of every bootstrap resample. Two cells on the same images are resampled alike, so that draws may be
+    subtracted. Both are NaN where nothing was scored. Where `status` is not "ok", `reason` says why.
+    """
+
+    n: int
+    mean: Floats
+    draws: Floats
+    status: CellStatus
+    reason: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every image of the protocol was scored: only then may the cell be ranked or compared."""
+        return self.status == "ok"
+
+    def estimate(self, metric: str) -> Estimate:
+        """Mean and interval of one metric."""
+        i = SCORED.index(metric)
+        return Estimate(float(self.mean[i]), *interval(self.draws[:, i]))
+
+
+Grid = Mapping[tuple[str, str], Cell]
+"""(model id, threat id) -> cell."""
+
+NOT_RUN = Cell(0, np.full(3, np.nan), np.full((RESAMPLES, 3), np.nan), "not run", "was not part of any run so far")
+
+
+def interval(draws: Floats) -> tuple[float, float]:
+    """The 95% percentile interval of bootstrap draws (B,). Draws may be infinite: nothing is interpolated."""
+    ordered = np.sort(draws)
+    cut = int(len(draws) * (1 - CONFIDENCE) / 2)
+    return float(ordered[cut]), float(ordered[-1 - cut])
+
+
+@lru_cache(maxsize=64)
+def resampling_weights(images: tuple[str, ...]) -> Floats:
+    """How often each of n images is drawn in each resample, divided by n: (RESAMPLES, n), rows sum to 1.
+
+    Seeded by the images' names: the same images are always resampled alike, other images independently.
+    """
+    seed = int.from_bytes(hashlib.sha256("\x1f".join(images).encode()).digest()[:8], "little")
+    n = len(images)
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n
+
+
+def resampled_means(values: Floats, images: tuple[str, ...]) -> Floats:
+    """Means (RESAMPLES, k) of bootstrap resamples of `values` (n, k), one row for each of `images`.
+
+    PSNR of equal images is infinite; a resample holding such an image has an infinite mean.
+    """
+    weights, infinite = resampling_weights(images), np.isposinf(values)
+    means = weights @ np.where(infinite, 0.0, values)
+    means[weights @ infinite > 0] = np.inf
+    return means
+
+
+def make_cell(records: Sequence[Record], expected: int) -> Cell:
+    """The cell of one (model, threat) from its records, of which a full set has `expected`."""
+    done = sorted((r for r in records if r.status is Status.OK), key=lambda r: r.image)
+    others = [r for r in records if r.status is not Status.OK]
+    if not done:
+        worst: CellStatus = "failed" if any(r.status is Status.FAILED for r in others) else "unavailable"
+        why = "; ".join(dict.fromkeys(r.reason for r in others))
+        return Cell(0, NOT_RUN.mean, NOT_RUN.draws, worst, why) if others else NOT_RUN
+    values = np.array([[np.nan if (v := getattr(r, m)) is None else v for m in SCORED] for r in done])
+    draws = resampled_means(values, tuple(r.image for r in done))
+    if not others and len(done) >= expected:
+        return Cell(len(done), values.mean(axis=0), draws, "ok")
+    causes = Counter(f"{r.status}: {r.reason}" for r in others)
+    why = "; ".join([f"{len(done)} of {max(expected, len(records))} images", *(f"{n} {c}" for c, n in causes.items())])
+    return Cell(len(done), values.mean(axis=0), draws, "partial", why)
+
+
+def make_grid(records: Iterable[Record], expected: Mapping[str, int]) -> Grid:
+    """All cells. `expected` says for each threat how many images make a full set."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.model, record.threat), []).append(record)
+    return {pair: make_cell(group, expected.get(pair[1], 0)) for pair, group in groups.items()}
+
+
+def average(cells: Sequence[Cell]) -> Cell:
+    """The plain mean of several cells' means, as in the paper's "Avg" columns: "ok" only where all of them are."""
+    lacking = [cell for cell in cells if not cell.ok]
+    if lacking:
+        return Cell(0, NOT_RUN.mean, NOT_RUN.draws, lacking[0].status, lacking[0].reason)
+    mean, draws = (np.mean([getattr(cell, name) for cell in cells], axis=0) for name in ("mean", "draws"))
+    return Cell(sum(cell.n for cell in cells), mean, draws, "ok")
+
+
+def subtract(a: Cell, b: Cell) -> Cell:
+    """a - b, image by image: the draws are paired where both saw the same images. "ok" only where both are."""
+    for cell in (a, b):
+        if not cell.ok:
+            return Cell(0, NOT_RUN.mean, NOT_RUN.draws, cell.status, cell.reason)
+    with np.errstate(invalid="ignore"):  # inf - inf: two perfect PSNRs have no difference
+        return Cell(min(a.n, b.n), a.mean - b.mean, a.draws - b.draws, "ok")

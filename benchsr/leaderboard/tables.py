@@ -1,0 +1,290 @@
+"""Cells folded into the paper's tables, one for each family of models, as data frames and as Markdown."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from benchsr.data import DATASETS
+from benchsr.leaderboard.scores import NOT_RUN, SCORED, SIGN, Cell, Estimate, Grid, average, make_grid
+from benchsr.metrics import METRICS
+from benchsr.threats import THREATS
+from benchsr.types import Record
+
+AVERAGE = "avg"
+"""Column of a table's average over its threats."""
+
+DECIMALS = {"psnr": 2, "ssim": 3, "lpips": 3}
+"""Digits shown; models that show the same figure share a rank."""
+
+PAPER_ROWS = (
+    "bicubic",
+    *(f"{method}-{domain}" for method in ("esrgan-fs", "impressionism") for domain in ("ntire", "aim", "dped")),
+    *("esrgan", "ad-l-pgd", "ad-l-fgsm", "ad-l-bim", "ad-l-cw", "certsr"),
+)
+"""The 13 rows of the paper's Table 3, in its order."""
+
+COMPACT = "compact-"
+"""Prefix of the ids of networks of the compact scale."""
+
+
+class CardInfo(Protocol):
+    """What a leaderboard reads of a model card."""
+
+    @property
+    def id(self) -> str: ...  # noqa: D102
+    @property
+    def title(self) -> str: ...  # noqa: D102
+    @property
+    def family(self) -> str: ...  # noqa: D102
+    @property
+    def paper_row(self) -> bool: ...  # noqa: D102
+    @property
+    def training_data(self) -> str: ...  # noqa: D102
+    @property
+    def fine_tuning_data(self) -> str: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class LeaderboardInfo:
+    """What tables and reports say of their protocol: its settings in words, its threats, and its images' ids."""
+
+    id: str
+    title: str
+    fingerprint: str
+    description: Sequence[str]
+    threats: Sequence[str]
+    images: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of a table: its threats, an average over them or not, and the paper's data columns or not."""
+
+    title: str
+    threats: tuple[str, ...]
+    average: bool = False
+    provenance: bool = False
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The threats, and the average where there is one."""
+        return (*self.threats, AVERAGE) if self.average else self.threats
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "table1": Layout("Table 1: clean and corrupted images", ("clean", "noise", "blur")),
+    "table2": Layout("Table 2: adversarial attacks", ("fgsm", "bim", "pgd", "cw")),
+    "table3": Layout("Table 3: real-world images", ("ntire", "aim"), average=True, provenance=True),
+    "standins": Layout(
+        "Synthetic stand-ins for Table 3's data (not comparable with it)", ("standin-ntire", "standin-aim"), average=True
+    ),
+    "adaptive": Layout(
+        "Beyond the paper: attacks that know the defence, and their baselines",
+        ("random", *(f"{a}-{view}" for a in ("pgd", "apgd") for view in ("transfer", "eot", "median")), "square"),
+    ),
+    "curves": Layout(
+        "Beyond the paper: PGD through the median at growing eps", tuple(f"eps-{k}" for k in (1, 2, 4, 8, 16, 32))
+    ),
+}
+
+FAMILIES: Mapping[str, tuple[str, str]] = {
+    "paper": ("", "paper-scale networks"),
+    "compact": ("-compact", "compact networks, not the paper's models"),
+}
+"""Family -> suffix of its files, and its name. A card of family "both" (bicubic) appears in each."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model: its card, a cell for each column of the layout, and its ranks (1 is best) by (column, metric)."""
+
+    card: CardInfo
+    cells: Mapping[str, Cell]
+    ranks: Mapping[tuple[str, str], int]
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether any cell has a figure."""
+        return any(cell.n for cell in self.cells.values())
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the leaderboard; `name` is that of its files."""
+
+    name: str
+    family: str
+    layout: Layout
+    rows: Sequence[Row]
+
+    @property
+    def title(self) -> str:
+        """Title with the family of its models."""
+        return f"{self.layout.title} – {FAMILIES[self.family][1]}"
+
+    def in_paper(self, card: CardInfo) -> bool:
+        """Whether the row is one of the paper's; a compact network never is, whatever row it follows."""
+        return card.paper_row and card.family != "compact"
+
+
+def expected_images(protocol: LeaderboardInfo) -> dict[str, int]:
+    """For each threat of the protocol the number of images of a full set, that of its own data set where it has one."""
+    own = {threat: THREATS[threat].dataset for threat in protocol.threats}
+    return {threat: DATASETS[name].count if name else len(protocol.images) for threat, name in own.items()}
+
+
+def family_cards(family: str, grid: Grid, cards: Mapping[str, CardInfo]) -> list[CardInfo]:
+    """The rows of a family's tables: every row of the paper, run or not, then every other model that was run."""
+    run = {model for model, _ in grid}
+    chosen = [c for c in cards.values() if c.family in (family, "both") and (c.id in run or c.paper_row)]
+    if not any(card.family == family for card in chosen):
+        return []
+    order = {name: i for i, name in enumerate(PAPER_ROWS)}
+    return sorted(chosen, key=lambda card: (order.get(card.id.removeprefix(COMPACT), len(order)), card.id))
+
+
+def make_tables(grid: Grid, threats: Iterable[str], cards: Mapping[str, CardInfo]) -> dict[str, Table]:
+    """All tables by name: those with a threat among `threats`, for every family with a model."""
+    wanted, tables = set(threats), {}
+    for family, (suffix, _) in FAMILIES.items():
+        members = family_cards(family, grid, cards)
+        for name, layout in LAYOUTS.items():
+            if members and wanted & set(layout.threats):
+                rows = _ranked([_cells(layout, grid, card.id) for card in members], layout)
+                made = [Row(card, *row) for card, row in zip(members, rows, strict=True)]
+                tables[name + suffix] = Table(name + suffix, family, layout, made)
+    return tables
+
+
+def tables(
+    records: Iterable[Record], protocol: LeaderboardInfo, cards: Mapping[str, CardInfo]
+) -> dict[str, pd.DataFrame]:
+    """The tables of `records` as data frames, by name; see `frame`."""
+    made = make_tables(make_grid(records, expected_images(protocol)), protocol.threats, cards)
+    return {name: frame(table) for name, table in made.items()}
+
+
+def _cells(layout: Layout, grid: Grid, model: str) -> dict[str, Cell]:
+    cells = {threat: grid.get((model, threat), NOT_RUN) for threat in layout.threats}
+    return {**cells, AVERAGE: average(list(cells.values()))} if layout.average else cells
+
+
+def _ranked(
+    rows: Sequence[dict[str, Cell]], layout: Layout
+) -> list[tuple[dict[str, Cell], dict[tuple[str, str], int]]]:
+    """Rank complete cells column by column, on the figures as shown; equal figures share the better rank."""
+    ranks: list[dict[tuple[str, str], int]] = [{} for _ in rows]
+    for column in layout.columns:
+        for i, metric in enumerate(SCORED):
+            full = [r for r, row in enumerate(rows) if row[column].ok and not np.isnan(row[column].mean[i])]
+            shown = [-SIGN[i] * round(float(rows[r][column].mean[i]), DECIMALS[metric]) for r in full]
+            for r, rank in zip(full, rankdata(shown, method="min"), strict=True):
+                ranks[r][column, metric] = int(rank)
+    return list(zip(rows, ranks, strict=True))
+
+
+def frame(table: Table) -> pd.DataFrame:
+    """A row for each model; for each column c its `c_n`, `c_status`, `c_reason`, and for each metric m `c_m`, `c_m_low`,
+    `c_m_high` (95% interval) and `c_m_rank`, empty where the cell is not complete.
+    """
+    lines = []
+    for row in table.rows:
+        line: dict[str, Any] = {"model": row.card.id, "title": row.card.title, "in_paper": table.in_paper(row.card)}
+        if table.layout.provenance:
+            line |= {"training_data": row.card.training_data, "fine_tuning_data": row.card.fine_tuning_data}
+        for column, cell in row.cells.items():
+            line |= {f"{column}_n": cell.n, f"{column}_status": cell.status, f"{column}_reason": cell.reason}
+            for metric in SCORED:
+                estimate, name = cell.estimate(metric), f"{column}_{metric}"
+                line |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+                line[f"{name}_rank"] = row.ranks.get((column, metric))
+        lines.append(line)
+    made = pd.DataFrame(lines)
+    return made.astype({name: "Int64" for name in made if str(name).endswith("_rank")})
+
+
+def escape(text: object) -> str:
+    """Text made safe inside a Markdown table cell: one line, neither HTML nor markup nor a cell's end."""
+    return re.sub(r"([\\`*_{}\[\]|~])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric_from: int = 1) -> str:
+    """A GitHub Markdown table of cells that are Markdown already; columns from `numeric_from` on are aligned right."""
+    rule = ["---" if i < numeric_from else "---:" for i in range(len(header))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *rows])
+
+
+def show(estimate: Estimate, metric: str) -> str:
+    """A figure with its interval at the metric's digits: "27.91 [27.02, 28.83]"; a dash where there is none."""
+    if np.isnan(estimate.value):
+        return "–"
+    value, low, high = (f"{x:.{DECIMALS[metric]}f}" for x in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}, {high}]"
+
+
+_MARKS = {1: ("**", "**"), 2: ("<ins>", "</ins>")}
+
+
+def markdown(table: Table) -> str:
+    """The table in Markdown: best bold, second underlined, each figure with its interval, incomplete cells with n."""
+    layout = table.layout
+    names = {AVERAGE: "Average"} | {threat: THREATS[threat].title for threat in layout.threats}
+    metrics = [(m, f"{METRICS[m].title} {'↑' if METRICS[m].higher_is_better else '↓'}") for m in SCORED]
+    header = ["Model", *["Training data", "Fine-tuning data"] * layout.provenance]
+    rows = []
+    for row in table.rows:
+        label = escape(row.card.title)
+        if table.family == "paper" and not table.in_paper(row.card):
+            label += " (not in the paper)"
+        line = [label]
+        if layout.provenance:
+            line += [escape(row.card.training_data), escape(row.card.fine_tuning_data)]
+        figures = [
+            _shown(cell, metric, row.ranks.get((column, metric)))
+            for column, cell in row.cells.items()
+            for metric, _ in metrics
+        ]
+        # A row without any figure says why once, and is quiet after.
+        rows.append(line + (figures if row.evaluated else [figures[0], *["–"] * (len(figures) - 1)]))
+    fixed = len(header)
+    header += [f"{escape(names[column])} {title}" for column in layout.columns for _, title in metrics]
+    return markdown_table(header, rows, fixed)
+
+
+def _shown(cell: Cell, metric: str, rank: int | None) -> str:
+    if not cell.n:
+        return cell.status
+    before, after = _MARKS.get(rank or 0, ("", ""))
+    return before + show(cell.estimate(metric), metric) + after + ("" if cell.ok else f" (n = {cell.n}, not ranked)")
+
+
+@dataclass(frozen=True)
+class Note:
+    """Why cells of `models` (titles) under `threats` are missing or incomplete."""
+
+    models: tuple[str, ...]
+    threats: tuple[str, ...]
+    reason: str
+
+
+def notes(tables: Iterable[Table]) -> list[Note]:
+    """A note for every incomplete cell, one for all models that lack the same threats for the same reason."""
+    threats: dict[tuple[str, str], dict[str, None]] = {}
+    for table in tables:
+        for row in table.rows:
+            for threat in table.layout.threats:
+                cell = row.cells[threat]
+                if not cell.ok:
+                    threats.setdefault((row.card.title, f"{cell.status}: {cell.reason}"), {})[threat] = None
+    models: dict[tuple[tuple[str, ...], str], list[str]] = {}
+    for (title, reason), lacking in threats.items():
+        models.setdefault((tuple(lacking), reason), []).append(title)
+    return [Note(tuple(titles), lacking, reason) for (lacking, reason), titles in models.items()]
