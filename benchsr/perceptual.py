@@ -110,7 +110,8 @@ def _from_flax(tree: dict[str, Any], trunk: Trunk) -> dict[str, Tensor]:
 def _torchvision_weights(trunk: Trunk, local: Path, tried: str = "") -> dict[str, Tensor]:
     prefix = trunk.file.removesuffix(".pth").rpartition("-")[2]
     if local.is_file():
-        path = require_sha256(local, prefix, trunk.file)
+        require_sha256(local, prefix, trunk.file)
+        path = local
     else:
         try:
             path = url_file(_ADDRESS + trunk.file, sha256=prefix, filename=trunk.file, max_bytes=_MAX_BYTES)
