@@ -1,6 +1,14 @@
 """Records folded into tables with intervals, plots, a report, and the paper's claims checked."""
 
-from benchsr.leaderboard.report import Leaderboard, summary_table, write_leaderboard
+from benchsr.leaderboard.report import Leaderboard, read_leaderboard, summary_table, write_leaderboard
 from benchsr.leaderboard.tables import CardInfo, LeaderboardInfo, tables
 
-__all__ = ["CardInfo", "Leaderboard", "LeaderboardInfo", "summary_table", "tables", "write_leaderboard"]
+__all__ = [
+    "CardInfo",
+    "Leaderboard",
+    "LeaderboardInfo",
+    "read_leaderboard",
+    "summary_table",
+    "tables",
+    "write_leaderboard",
+]

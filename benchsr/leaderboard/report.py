@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -45,8 +47,11 @@ from benchsr.leaderboard.tables import (
     show,
 )
 from benchsr.metrics import METRICS
+from benchsr.records import read_results
 from benchsr.threats import THREATS
-from benchsr.types import Record, Status
+from benchsr.types import InputError, Record, Status
+
+log = logging.getLogger(__name__)
 
 PREFIXES = {"paper": "", "compact": COMPACT}
 """How each family spells the ids of the paper's models."""
@@ -170,7 +175,8 @@ def write_leaderboard(
     """Write everything that is derived from `records` into `folder`, each file atomically.
 
     table1, table2, table3, standins (.csv, .md, .png), the same for the compact family with "-compact", plots of whole
-    families, paper-comparison.csv, claims.csv and report.md. Files of tables that have no rows any more are removed.
+    families, paper-comparison.csv, claims.csv, report.md and leaderboard.json (`protocol`). Files of tables that have no
+    rows any more are removed.
     Raises InputError for a folder that cannot be written.
     """
     board = Leaderboard(protocol, cards, records)
@@ -183,11 +189,28 @@ def write_leaderboard(
     files["paper-comparison.csv"] = _csv(board.beside_paper)
     files["claims.csv"] = _csv(claims_frame(board.judgements))
     files["report.md"] = report(board, sorted(figures))
+    files["leaderboard.json"] = json.dumps(asdict(protocol), indent=2) + "\n"
     stems = [f"{stem}{suffix}" for stem in (*LAYOUTS, *PLOTS) for suffix, _ in FAMILIES.values()]
     for stale in {f"{stem}.{kind}" for stem in stems for kind in ("csv", "md", "png")} - set(files):
         (folder / stale).unlink(missing_ok=True)
     for name, content in files.items():
         write_atomic(folder / name, content)
+
+
+def read_leaderboard(folder: Path, cards: Mapping[str, CardInfo]) -> Leaderboard:
+    """The leaderboard that `write_leaderboard` has put into `folder`; neither protocol nor data set are needed here.
+
+    Raises InputError where leaderboard.json or results.csv is missing or unusable.
+    """
+    about = folder / "leaderboard.json"
+    try:
+        protocol = LeaderboardInfo(**json.loads(about.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{about}: cannot be used ({error}); make it with: benchsr report") from None
+    records, problems = read_results(folder / "results.csv")
+    for problem in problems:
+        log.warning("%s: %s", folder / "results.csv", problem)
+    return Leaderboard(protocol, cards, records)
 
 
 def table_page(table: Table, protocol: LeaderboardInfo) -> str:
@@ -239,7 +262,11 @@ def _csv(data: pd.DataFrame) -> str:
 def _render(template: str, **values: object) -> str:
     # The output is Markdown: the filter `md` escapes what comes from cards and records.
     environment = Environment(
-        loader=PackageLoader("benchsr"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+        loader=PackageLoader("benchsr"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
     )
     environment.filters |= {"md": escape, "markdown": markdown, "notes": notes, "show": show}
     environment.globals |= {
