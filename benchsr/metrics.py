@@ -64,8 +64,8 @@ def _comparable(
     sr: Tensor, hr: Tensor, border: int = 0, colour: Colour = "rgb", smallest: int = 1
 ) -> tuple[Tensor, Tensor]:
     """The parts of `sr` and `hr` to compare, without gradients. Raises InputError for what `psnr` says."""
-    if sr.shape != hr.shape or sr.dim() != 4 or sr.shape[1] != 3:
-        raise InputError(f"metrics compare two (N, 3, H, W); got SR {tuple(sr.shape)} and HR {tuple(hr.shape)}")
+    if sr.shape != hr.shape or sr.dim() != 4 or sr.shape[1] != 3 or not len(sr):
+        raise InputError(f"metrics compare two (N, 3, H, W), N > 0; got SR {tuple(sr.shape)} and HR {tuple(hr.shape)}")
     if border < 0 or min(sr.shape[2:]) - 2 * border < smallest:
         raise InputError(f"a border of {border} must leave {smallest} pixels a side; the images are {tuple(sr.shape)}")
     if colour not in _TO_COLOUR:
@@ -73,7 +73,7 @@ def _comparable(
     for name, image in (("SR", sr), ("HR", hr)):
         if not image.is_floating_point():
             raise InputError(f"metrics need float images in [0, 1]; {name} is {image.dtype}: divide by 255")
-        if len(image) and not (float(image.min()) >= 0 and float(image.max()) <= 1):
+        if not (float(image.min()) >= 0 and float(image.max()) <= 1):
             raise InputError(f"metrics need images in [0, 1] without NaN; {name} is not: clamp or scale it")
     inside = (..., slice(border, sr.shape[2] - border), slice(border, sr.shape[3] - border))
     convert = _TO_COLOUR[colour]
