@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 
+from benchsr.models import zoo
 from benchsr.train.crops import Crops, load_images
 from benchsr.train.curves import plot_curves
 from benchsr.train.loop import Job, Trainer, export
@@ -80,33 +81,45 @@ def log_rows(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-RECIPES: dict[str, list[dict[str, object]]] = {
-    "esrgan": [{"name": "l1"}, {"name": "gan", "l1": 0.01, "perceptual": 1.0, "adversarial": 0.005, "gan_features": 2}],
-    "ad-l-fgsm": [{"threat": "fgsm", "settings": {"eps": 0.035}, "perceptual": 1.0}],
-    "ad-l-bim": [{"threat": "bim", "settings": {"eps": 0.035, "steps": 2}}],
-    "ad-l-pgd": [{"threat": "pgd", "settings": {"eps": 0.055, "alpha": 0.004, "steps": 2, "start_scale": 2 / 3}}],
-    "ad-l-cw": [{"threat": "cw", "settings": {"steps": 2}}],
-    "certsr": [{"sigmas": [0.03, 0.03, 0.2, 0.2, 0.0], "adversarial": 0.005, "gan_features": 2}],
-}
+TRAINABLE = {card_id: card for card_id, card in zoo().items() if card.recipe}
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_ten_steps_of_every_kind_of_recipe(
-    name: str, folder: Path, tmp_path: Path, trunk: nn.Module, accelerator: Accelerator
+@pytest.mark.parametrize("card_id", TRAINABLE)
+def test_ten_steps_of_every_recipe(
+    card_id: str, folder: Path, tmp_path: Path, trunk: nn.Module, accelerator: Accelerator
 ) -> None:
-    task = job(folder, tmp_path / "out", *RECIPES[name])
+    recipe = parse_recipe(TRAINABLE[card_id].recipe, card_id)
+    small = {"steps": 10, "batch": 2, "crop": 8, "gan_features": 2, "warmup": 1, "validate_every": 0}
+    stages = [stage.model_dump() | small for stage in recipe.stages]
+    task = job(folder, tmp_path / "out", *stages)
     before = copy.deepcopy(task.network.state_dict())
     progress = Trainer(task, accelerator).run()
     rows = log_rows(task.out)
-    assert len(rows) == 10 * len(task.recipe.stages)
-    assert progress.stage == len(task.recipe.stages)
+    assert len(rows) == 10 * len(stages)
+    assert progress.stage == len(stages)
     assert all(np.isfinite(float(row["loss"])) for row in rows)
-    last = task.out / f"tiny-{task.recipe.stages[-1].name}.safetensors"
-    after = spandrel.ModelLoader(device="cpu").load_from_file(last).model.state_dict()
+    after = spandrel.ModelLoader(device="cpu").load_from_file(task.weights(task.recipe.stages[-1])).model.state_dict()
     moved = max(float((after[key] - before[key]).abs().max()) for key in before)
-    assert moved > 1e-3
-    plot = plot_curves(task.out)
-    assert Image.open(plot).width > 500
+    assert moved > 1e-5
+    assert Image.open(plot_curves(task.out)).width > 500
+
+
+def test_every_model_without_public_weights_can_be_trained() -> None:
+    wanted = {"esrgan", "ad-l-fgsm", "ad-l-bim", "ad-l-pgd", "ad-l-cw", "certsr"}
+    assert TRAINABLE.keys() >= wanted | {f"compact-{name}" for name in wanted}
+
+
+def test_fine_tunings_of_one_scale_share_data_budget_and_start() -> None:
+    for family, but in (("compact", "compact-esrgan"), ("paper", "certsr")):
+        cards = [card for card in TRAINABLE.values() if card.family == family and card.id != but]
+        recipes = [parse_recipe(card.recipe, card.id) for card in cards]
+        blank = {"threat": "clean", "settings": {}, "sigmas": (0.0,)}
+        shared = {
+            repr((recipe.start, recipe.held_out, stage.model_copy(update=blank)))
+            for recipe in recipes
+            for stage in recipe.stages
+        }
+        assert len(shared) == 1
 
 
 def test_l1_training_learns(folder: Path, tmp_path: Path, accelerator: Accelerator) -> None:

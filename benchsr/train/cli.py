@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,7 +27,7 @@ def starting_network(recipe: Recipe, seed: int) -> tuple[str, nn.Module]:
     reasons = []
     for card_id in recipe.start:
         try:
-            return card_id, copy.deepcopy(load_network(card_id))
+            return card_id, load_network(card_id)
         except UnavailableError as error:
             reasons.append(f"{card_id}: {error}")
     if reasons:

@@ -1,0 +1,63 @@
+"""Put trained weights into the zoo: `python -m benchsr.train.publish runs/MODEL ... --cards model_zoo`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tomlkit
+import typer
+
+from benchsr.downloads import sha256_file, write_atomic
+from benchsr.train.recipe import parse_recipe
+from benchsr.types import BenchsrError, InputError, IntegrityError
+
+
+def publish(run: Path, cards: Path) -> Path:
+    """Copy the weights of the finished `run` to `cards`/weights and write their facts into the model's card.
+
+    The card's `weights` get the new sha256 and its `[training]` table what the run recorded, so that no figure is typed
+    by hand. Returns the card. Raises InputError where the run is not finished or the card is missing, IntegrityError
+    where the weights are not those that the run recorded or the card's recipe is not the one that was run.
+    """
+    records = sorted(run.glob("*.json"))
+    if len(records) != 1:
+        raise InputError(
+            f"{run} holds no finished run (one MODEL.json is written at the end); train or --resume it first"
+        )
+    model = records[0].stem
+    table = json.loads(records[0].read_text())
+    weights, card = run / table["weights"]["file"], cards / f"{model}.toml"
+    if not card.exists():
+        raise InputError(f"no card {card} to publish {run} under")
+    if sha256_file(weights) != table["weights"]["sha256"]:
+        raise IntegrityError(f"{weights} is not what {records[0]} describes; --resume the run to write it again")
+    document = tomlkit.parse(card.read_text())
+    recipe = parse_recipe(document.get("recipe", tomlkit.table()).unwrap(), model)
+    if recipe.sha256 != table["recipe_sha256"]:
+        raise IntegrityError(f"{card} holds another recipe than {run} was trained by; restore it or train again")
+    table["weights"]["file"] = f"weights/{model}.safetensors"
+    write_atomic(cards / table["weights"]["file"], weights.read_bytes())
+    document["weights"][0]["sha256"] = table["weights"]["sha256"]
+    document["training"] = tomlkit.item(table)
+    write_atomic(card, tomlkit.dumps(document))
+    return card
+
+
+def main(
+    runs: Annotated[list[Path], typer.Argument(help="folders of finished runs")],
+    cards: Annotated[Path, typer.Option(help="folder of the cards")] = Path("model_zoo"),
+) -> None:
+    """Put the weights of finished training runs into the zoo, and their facts into its cards."""
+    for run in runs:
+        typer.echo(publish(run, cards))
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except BenchsrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
