@@ -20,7 +20,7 @@ from benchsr.types import InputError
 
 
 class StrongPGD(PGD):
-    """PGD with restarts, and a step that spans the ball `pace` times over: alpha = pace * eps / steps (Madry 2018: 2.5).
+    """PGD with restarts, and steps of alpha = pace * eps / steps (Madry et al. 2018: pace 2.5).
 
     `draws`: answers of a randomised model averaged at each step. Raises InputError unless steps, restarts, draws >= 1.
     """

@@ -215,7 +215,7 @@ class GradientAttack(Attack):  # type: ignore[misc]
     def _look(
         self, v: Tensor, x: Tensor, bound: BoundObjective, ids: Sequence[str], name: str, gradient: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The image of `v`, and means over the model's noise of its loss (N,), its gain (N,) and the gain's gradient."""
+        """The image of `v`; its loss (N,), gain (N,) and the gain's gradient, means over the model's noise."""
         v = v.detach().requires_grad_(gradient)
         looks = []
         for noise in self._noises(name):  # one by one: memory does not grow with the draws

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from benchsr.objectives import PerceptualNet
 from benchsr.registry import Registry
-from benchsr.threats import THREATS, Setting, Threat, load_threat
+from benchsr.threats import FIXED, THREATS, Setting, Threat, load_threat
 from benchsr.types import BenchsrError, CardError
 
 CODE_VERSION = 1
@@ -54,8 +54,10 @@ class MetricSettings(_Table):
 
 
 class Protocol(_Table):
-    """A protocol file. `crop` is the side of a centred LR crop in pixels (None: whole images); `settings` overrides
-    numbers of single threats; `precision` is that of the network inside attacks (scores are always float32).
+    """A protocol file. `crop` is the side of a centred LR crop in pixels (None: whole images), `images` how many of the
+    data set's first images are used; `settings` overrides numbers of single threats; `precision` is that of the network
+    inside attacks (scores are always float32). A model that draws noise is scored `evaluations` times on each image,
+    with noise that no attack has seen, and its figures are means.
     """
 
     id: Name
@@ -63,7 +65,9 @@ class Protocol(_Table):
     notes: tuple[Text, ...] = ()
     dataset: str = Field(max_length=1000)
     crop: int | None = Field(None, ge=12, le=4096)
-    threats: tuple[str, ...] = tuple(THREATS)
+    images: int | None = Field(None, ge=1)
+    evaluations: int = Field(1, ge=1, le=1000)
+    threats: tuple[str, ...] = tuple(FIXED)
     seed: int = Field(0, ge=0, lt=2**31)
     precision: Literal["fp32", "bf16"] = "fp32"
     quantise_lr: bool = False
@@ -126,11 +130,13 @@ class Protocol(_Table):
         """The settings in words, a line each, for reports."""
         size = f"centred LR crops of {self.crop} x {self.crop} pixels" if self.crop else "whole images"
         rounding = "rounded to 8 bit" if self.metrics.quantise_sr else "not rounded"
+        first = f", first {self.images} images" if self.images else ""
         lines = [
-            f"Data: {self.dataset}, {size}; seed {self.seed}; attacked LR {'' if self.quantise_lr else 'not '}rounded "
-            "to 8 bit.",
+            f"Data: {self.dataset}{first}, {size}; seed {self.seed}; attacked LR {'' if self.quantise_lr else 'not '}"
+            "rounded to 8 bit.",
             f"PSNR and SSIM: {self.metrics.colour.upper()}, border of {self.metrics.border} HR pixels cropped, SR "
             f"{rounding}. LPIPS: AlexNet v0.1, whole image, not rounded.",
+            f"Models that draw noise: means over {self.evaluations} independent evaluations of each image.",
             f"Attacks raise {self.objective.l1_weight:g} L1 + {self.objective.perceptual_weight:g} perceptual "
             f"({self.objective.perceptual_net}), network in {self.precision}; scores in fp32.",
         ]
@@ -138,7 +144,9 @@ class Protocol(_Table):
             threat = self.threat(threat_id)
             numbers = {k: v for k, v in threat.settings.items() if k not in self.objective.model_dump()}
             if numbers:
-                lines.append(f"{threat.spec.title}: " + ", ".join(f"{k} {_number(k, v)}" for k, v in numbers.items()) + ".")
+                lines.append(
+                    f"{threat.spec.title}: " + ", ".join(f"{k} {_number(k, v)}" for k, v in numbers.items()) + "."
+                )
         return lines + list(self.notes)
 
 

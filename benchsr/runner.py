@@ -24,7 +24,7 @@ from benchsr.leaderboard import LeaderboardInfo, write_leaderboard
 from benchsr.models import Card, load_card, network_key, sigma_for, zoo
 from benchsr.protocol import CODE_VERSION, Protocol, digest, load_protocol
 from benchsr.records import append_record, read_results, write_results
-from benchsr.threats import THREATS
+from benchsr.threats import THREATS, Threat
 from benchsr.types import BenchsrError, InputError, Record, Status
 from benchsr.worker import Cell, Worker
 
@@ -81,7 +81,9 @@ def select_threats(threats: str, protocol: Protocol) -> list[str]:
     ids = THREATS.select(threats)
     for threat in ids:
         if threat not in protocol.threats:
-            raise InputError(f"protocol {protocol.id!r} has no threat {threat!r}; it has: {', '.join(protocol.threats)}")
+            raise InputError(
+                f"protocol {protocol.id!r} has no threat {threat!r}; it has: {', '.join(protocol.threats)}"
+            )
     return ids
 
 
@@ -102,40 +104,47 @@ def plan(
     """The cells to compute, network by network, and the records of what cannot be evaluated, with their reasons."""
     cells: list[Cell] = []
     missing: list[Record] = []
-    by_network: dict[str, list[Row]] = {}
-    for row in rows:
-        by_network.setdefault(row.network, []).append(row)
     data = {threat: _samples(protocol, threat, dataset) for threat in threats}
-    for network, group in by_network.items():
+    # One attack serves all models that look alike to it: one network, smoothed alike if the attack sees the smoothing.
+    groups: dict[tuple[str, str, tuple[float, ...]], list[Row]] = {}
+    for network in dict.fromkeys(row.network for row in rows):
         for threat_id in threats:
-            threat, (samples, absent) = protocol.threat(threat_id), data[threat_id]
-            images = samples.ids[:limit] if samples else [""]
-            templates = [
-                Record(
-                    protocol=protocol.id,
-                    dataset=threat.spec.dataset or dataset.id,
-                    model=row.card.id,
-                    threat=threat_id,
-                    image=image,
-                    status=Status.UNAVAILABLE if row.reason or absent else Status.OK,
-                    reason=row.reason or absent,
-                    seed=protocol.seed,
-                )
-                for image in images
-                for row in group
-            ]
-            if samples is None or group[0].reason:
-                missing += [replace(t, key=digest([t.model, t.threat, t.image, t.reason])) for t in templates]
-                continue
-            cause: dict[str, Any] = {"threat": threat_id, "settings": dict(threat.settings), "seed": protocol.seed}
-            cause |= {"quantise_lr": protocol.quantise_lr}
-            if threat.objective:
-                cause |= {"network": network, "precision": protocol.precision}
-            attack_keys = {image: digest([CODE_VERSION, cause, samples.sample_key(image)]) for image in images}
-            scored = [network, protocol.metrics.model_dump(), protocol.seed]
-            smoothing = {row.card.id: _smoothing(row.card, threat_id) for row in group}
-            records = (replace(t, key=digest([attack_keys[t.image], scored, smoothing[t.model]])) for t in templates)
-            cells.append(Cell(threat_id, {r.card.id: r.card for r in group}, samples, tuple(records), attack_keys))
+            for row in (row for row in rows if row.network == network):
+                seen = _smoothing(row.card, protocol.threat(threat_id)) if protocol.threat(threat_id).median_of else ()
+                groups.setdefault((network, threat_id, seen), []).append(row)
+    for (network, threat_id, seen), group in groups.items():
+        threat, (samples, absent) = protocol.threat(threat_id), data[threat_id]
+        images = samples.ids[:limit] if samples else [""]
+        templates = [
+            Record(
+                protocol=protocol.id,
+                dataset=threat.spec.dataset or dataset.id,
+                model=row.card.id,
+                threat=threat_id,
+                image=image,
+                status=Status.UNAVAILABLE if row.reason or absent else Status.OK,
+                reason=row.reason or absent,
+                seed=protocol.seed,
+            )
+            for image in images
+            for row in group
+        ]
+        if samples is None or group[0].reason:
+            missing += [replace(t, key=digest([t.model, t.threat, t.image, t.reason])) for t in templates]
+            continue
+        cause: dict[str, Any] = {"threat": threat_id, "settings": dict(threat.settings), "seed": protocol.seed}
+        cause |= {"quantise_lr": protocol.quantise_lr}
+        if threat.objective:
+            cause |= {"network": network, "precision": protocol.precision, "smoothing": seen}
+        if threat.median_of and not seen:  # a model without noise looks the same from everywhere
+            cause["settings"] |= {"median_of": 0, "draws": 1}
+        if threat.objective and threat.spec.make:  # attacks of equal settings are one attack, whatever they are called
+            cause["threat"] = threat.spec.make.__name__
+        attack_keys = {image: digest([CODE_VERSION, cause, samples.sample_key(image)]) for image in images}
+        scored = [network, protocol.metrics.model_dump(), protocol.evaluations, protocol.seed]
+        smoothing = {row.card.id: _smoothing(row.card, threat) for row in group}
+        records = (replace(t, key=digest([attack_keys[t.image], scored, smoothing[t.model]])) for t in templates)
+        cells.append(Cell(threat_id, {r.card.id: r.card for r in group}, samples, tuple(records), attack_keys))
     return cells, missing
 
 
@@ -150,9 +159,10 @@ def _samples(protocol: Protocol, threat_id: str, dataset: Dataset) -> tuple[Data
         return None, str(error)
 
 
-def _smoothing(card: Card, threat_id: str) -> list[float]:
-    sigma = sigma_for(card, threat_id)
-    return [sigma, card.smoothing.n] if card.smoothing and sigma else []
+def _smoothing(card: Card, threat: Threat) -> tuple[float, ...]:
+    """Sigma and number of draws with which a card meets a threat; empty for a model that is not smoothed."""
+    sigma = sigma_for(card, threat.like)
+    return (sigma, card.smoothing.n) if card.smoothing and sigma else ()
 
 
 def evaluate(
@@ -182,7 +192,7 @@ def evaluate(
     torch_device = pick_device(device)
     threat_ids = select_threats(threats, chosen)
     cards = select_cards(models)
-    data = load_dataset(chosen.dataset, crop=chosen.crop)
+    data = load_dataset(chosen.dataset, crop=chosen.crop).first(chosen.images)
     folder = Path(out) / chosen.id
 
     with console.status("Looking for weights"):
@@ -212,7 +222,7 @@ def evaluate(
                 if record.status is Status.FAILED:
                     console.print(f"[red]failed[/] {record.model} / {record.threat} / {record.image}: {record.reason}")
 
-    ours = [replace(by_key.get(r.key, r), model=r.model) for r in planned]
+    ours = [replace(by_key.get(r.key, r), model=r.model, threat=r.threat) for r in planned]
     records = _kept(known, planned, data) + ours
     write_results(folder / "results.csv", records)
     cards_by_id = {**zoo(), **{card.id: card for card in cards}}
@@ -252,7 +262,7 @@ def rewrite(protocol: str | Path, dataset: str | None = None, out: str | Path = 
     records, problems = read_results(folder / "results.csv")
     for problem in problems:
         log.warning("%s: %s", folder / "results.csv", problem)
-    data = load_dataset(chosen.dataset, crop=chosen.crop)
+    data = load_dataset(chosen.dataset, crop=chosen.crop).first(chosen.images)
     write_leaderboard(folder, records, protocol=about_leaderboard(chosen, data), cards=zoo())
     return folder
 

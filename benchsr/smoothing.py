@@ -13,6 +13,9 @@ from benchsr.models import Card, load_card, load_network, sigma_for
 from benchsr.rng import Randomised, generator
 from benchsr.types import InputError
 
+AT_ONCE = 2**20
+"""Draws whose median is taken together; bounds what torch.median copies to some 15 MB."""
+
 
 class Smoothed(Randomised):
     """q_0.5: the per-pixel median of `network` over `n` draws of x + N(0, sigma^2 I) (paper, Lemma 4.1 with p = 0.5).
@@ -22,7 +25,7 @@ class Smoothed(Randomised):
     lower of the two middle draws. Raises InputError unless sigma > 0 and n >= 1.
 
     Memory beyond one forward pass of `draws_at_once` images (one on the CPU): the n outputs of one image, 4 bytes an
-    element. Gradients, of the input and of parameters that require them, cost one more pass and no more memory: the
+    element, and 15 MB. Gradients, of the input and of parameters that require them, cost one more pass and no more memory: the
     draws are made again, one chunk at a time, and each output element's gradient flows through the draw that was its
     median. How the draws are cut into chunks changes nothing on the CPU, and rounding at most elsewhere.
     """
@@ -45,7 +48,7 @@ class Smoothed(Randomised):
             yield rows, x + self.sigma * noise.to(x)
 
     @torch.no_grad()
-    def draws(self, x: Tensor, sample_id: str, purpose: str = "mrs") -> Tensor:
+    def draws(self, x: Tensor, sample_id: str, purpose: str = "evaluation-0") -> Tensor:
         """The network's n outputs (n, 3, 4h, 4w) for one image `x` (3, h, w), without gradient."""
         stored = x.new_empty(0)
         for rows, noisy in self.noisy(x, sample_id, purpose):
@@ -55,7 +58,7 @@ class Smoothed(Randomised):
             stored[rows] = sr
         return stored
 
-    def forward(self, x: Tensor, ids: Sequence[str] | None = None, purpose: str = "mrs") -> Tensor:
+    def forward(self, x: Tensor, ids: Sequence[str] | None = None, purpose: str = "evaluation-0") -> Tensor:
         """Median SR (N, 3, 4h, 4w), unclamped, of `x` (N, 3, h, w) in [0, 1]."""
         ids = [str(i) for i in range(len(x))] if ids is None else ids
         if self.n == 1:  # nothing to choose from: one pass, not two
@@ -69,7 +72,10 @@ class _Median(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, smoothed: Smoothed, sample_id: str, purpose: str, x: Tensor, *parameters: Tensor) -> Tensor:
-        median, chosen = smoothed.draws(x, sample_id, purpose).median(dim=0)
+        draws = smoothed.draws(x, sample_id, purpose)
+        # torch.median copies what it is given: a part of the elements at a time.
+        parts = [part.median(dim=0) for part in draws.flatten(1).split(max(1, AT_ONCE // smoothed.n), dim=1)]
+        median, chosen = (torch.cat(both).view(draws.shape[1:]) for both in zip(*parts, strict=True))
         ctx.draw = smoothed, sample_id, purpose
         ctx.save_for_backward(chosen, x, *parameters)
         return median
@@ -97,12 +103,15 @@ def smooth(model: nn.Module, sigma: float, n: int = 21, seed: int = 0) -> Smooth
     return Smoothed(model, sigma, n, seed)
 
 
-def smoothed_for(card: Card, threat: str, network: nn.Module, seed: int = 0) -> nn.Module:
-    """`network` as `card` deploys it against `threat`: smoothed with the card's sigma, or itself where that is 0."""
+def smoothed_for(card: Card, threat: str, network: nn.Module, seed: int = 0, n: int | None = None) -> nn.Module:
+    """`network` as `card` deploys it against `threat`: smoothed with the card's sigma, or itself where that is 0.
+
+    `n`: another number of draws than the card's.
+    """
     sigma = sigma_for(card, threat)
     if card.smoothing is None or sigma == 0:
         return network
-    return Smoothed(network, sigma, card.smoothing.n, seed)
+    return Smoothed(network, sigma, n or card.smoothing.n, seed)
 
 
 def load_model(model: str | Card, threat: str = "clean", device: str | torch.device = "cpu") -> nn.Module:

@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from benchsr.adaptive import APGD, Square, StrongPGD
 from benchsr.attacks import BIM, CW, FGSM, PGD, AttackResult, GradientAttack, check_pair
 from benchsr.objectives import BoundObjective, Objective
 from benchsr.registry import Registry
-from benchsr.rng import generators, normal_like
+from benchsr.rng import generators, normal_like, uniform_like
 from benchsr.types import InputError
 
 Setting = float | int | bool | str
@@ -39,6 +40,11 @@ def identity(x: Tensor, gens: Sequence[torch.Generator]) -> Tensor:
 def gaussian_noise(x: Tensor, gens: Sequence[torch.Generator], *, sigma: float = 0.03) -> Tensor:
     """Sensor noise: pixel-wise i.i.d. N(0, sigma^2) (paper, section 5.2)."""
     return x + sigma * normal_like(x, gens)
+
+
+def random_signs(x: Tensor, gens: Sequence[torch.Generator], *, eps: float = 10 / 255) -> Tensor:
+    """A random corner of the L-infinity ball: what an attack of this eps must beat."""
+    return x + eps * uniform_like(x, gens).sign()
 
 
 def gaussian_blur(x: Tensor, gens: Sequence[torch.Generator], *, size: int = 10, sigma: float = 0.3) -> Tensor:
@@ -120,12 +126,19 @@ def sensor_noise(
 
 @dataclass(frozen=True)
 class ThreatSpec:
-    """One entry of the table: `make` is a corruption function, an attack class, or None for a paired data set."""
+    """One entry of the table: `make` is a corruption function, an attack class, or None for a paired data set.
+
+    `preset` replaces defaults of `make`. Its `median_of` says what an adaptive attack sees of a smoothed model: 0 the
+    base network, 1 single noisy draws, k the median of k new draws. `like`: the threat whose sigma a model takes that
+    has one for each threat.
+    """
 
     title: str
     kind: Kind
     make: Callable[..., Any] | None = None
     dataset: str = ""
+    preset: Mapping[str, Setting] = field(default_factory=dict)
+    like: str = ""
 
     @property
     def defaults(self) -> dict[str, Setting]:
@@ -138,25 +151,57 @@ class ThreatSpec:
             objective = Objective()
             settings |= {"l1_weight": objective.l1_weight, "perceptual_weight": objective.perceptual_weight}
             settings |= {"perceptual_net": objective.net}
-        return settings
+        return {**settings, **self.preset}
 
 
-THREATS: Registry[ThreatSpec] = Registry(
-    "threat",
-    {
-        "clean": ThreatSpec("Clean LR", "corruption", identity),
-        "noise": ThreatSpec("Sensor noise", "corruption", gaussian_noise),
-        "blur": ThreatSpec("Gaussian blur", "corruption", gaussian_blur),
-        "fgsm": ThreatSpec("FGSM", "attack", FGSM),
-        "bim": ThreatSpec("BIM", "attack", BIM),
-        "pgd": ThreatSpec("PGD", "attack", PGD),
-        "cw": ThreatSpec("CW", "attack", CW),
-        "ntire": ThreatSpec("NTIRE 2020 RWSR track 1", "dataset", dataset="ntire-track1-valid"),
-        "aim": ThreatSpec("AIM 2019 RWSR track 2", "dataset", dataset="aim-valid"),
-        "standin-ntire": ThreatSpec("Synthetic stand-in for NTIRE", "corruption", processed_noise),
-        "standin-aim": ThreatSpec("Synthetic stand-in for AIM", "corruption", sensor_noise),
+FIXED: dict[str, ThreatSpec] = {
+    "clean": ThreatSpec("Clean LR", "corruption", identity),
+    "noise": ThreatSpec("Sensor noise", "corruption", gaussian_noise),
+    "blur": ThreatSpec("Gaussian blur", "corruption", gaussian_blur),
+    "fgsm": ThreatSpec("FGSM", "attack", FGSM),
+    "bim": ThreatSpec("BIM", "attack", BIM),
+    "pgd": ThreatSpec("PGD", "attack", PGD),
+    "cw": ThreatSpec("CW", "attack", CW),
+    "ntire": ThreatSpec("NTIRE 2020 RWSR track 1", "dataset", dataset="ntire-track1-valid"),
+    "aim": ThreatSpec("AIM 2019 RWSR track 2", "dataset", dataset="aim-valid"),
+    "standin-ntire": ThreatSpec("Synthetic stand-in for NTIRE", "corruption", processed_noise),
+    "standin-aim": ThreatSpec("Synthetic stand-in for AIM", "corruption", sensor_noise),
+}
+"""The paper's threats, which ask the base network alone, and stand-ins for its data sets."""
+
+VIEWS: dict[str, tuple[str, dict[str, Setting]]] = {
+    "transfer": ("on the base network", {"median_of": 0}),
+    "eot": ("on the expected loss", {"median_of": 1, "draws": 8}),
+    "median": ("through the median", {"median_of": 7}),
+}
+"""What the attacker knows of the smoothing. For a deterministic model the three are one."""
+
+ADAPTIVE: dict[str, ThreatSpec] = {
+    "random": ThreatSpec("Random signs", "corruption", random_signs, like="pgd"),
+    **{
+        f"{name}-{view}": ThreatSpec(
+            f"{make.__name__} {how}", "attack", make, preset={"eps": 10 / 255, **preset}, like="pgd"
+        )
+        for name, make in {"pgd": StrongPGD, "apgd": APGD}.items()
+        for view, (how, preset) in VIEWS.items()
     },
-)
+    "square": ThreatSpec(
+        "Square through the median", "attack", Square, preset={"eps": 10 / 255, "median_of": 7}, like="pgd"
+    ),
+    **{
+        f"eps-{k}": ThreatSpec(
+            f"StrongPGD through the median, eps {k}/255",
+            "attack",
+            StrongPGD,
+            preset={"eps": k / 255, "steps": 20, "restarts": 1, "median_of": 5},
+            like="pgd",
+        )
+        for k in (1, 2, 4, 8, 16, 32)
+    },
+}
+"""Threats that know the model they face, and their baselines; eps-* with `clean` as eps 0 give robustness curves."""
+
+THREATS: Registry[ThreatSpec] = Registry("threat", {**FIXED, **ADAPTIVE})
 
 
 @dataclass(frozen=True)
@@ -175,11 +220,22 @@ class Threat:
         s = self.settings
         return Objective(float(s["l1_weight"]), float(s["perceptual_weight"]), s["perceptual_net"])  # type: ignore[arg-type]
 
+    @property
+    def median_of(self) -> int:
+        """Draws in the median that the attack is shown of a smoothed model; 0: it sees the base network."""
+        return int(self.settings.get("median_of", 0))
+
+    @property
+    def like(self) -> str:
+        """The threat whose sigma applies to a model that has one for each threat."""
+        return self.spec.like or self.id
+
     def attack(self, model: nn.Module) -> GradientAttack:
         """The torchattacks-style attack on `model`. Raises InputError where this threat is not an attack."""
         if self.spec.kind != "attack" or self.spec.make is None:
             raise InputError(f"threat {self.id!r} is a {self.spec.kind}, not an attack")
-        own = {k: v for k, v in self.settings.items() if k not in ("l1_weight", "perceptual_weight", "perceptual_net")}
+        others = ("l1_weight", "perceptual_weight", "perceptual_net", "median_of")
+        own = {k: v for k, v in self.settings.items() if k not in others}
         attack: GradientAttack = self.spec.make(model, objective=self.objective, **own)
         return attack
 

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from benchsr.attacks import AttackResult
 from benchsr.cache import AttackCache, AttackReport
 from benchsr.data import Dataset
+from benchsr.health import attack_flags
 from benchsr.metrics import lpips, psnr, ssim
 from benchsr.models import Card, load_network
 from benchsr.objectives import BoundObjective, Objective
 from benchsr.protocol import Protocol
-from benchsr.smoothing import Smoothed, smoothed_for
+from benchsr.rng import Randomised
+from benchsr.smoothing import smoothed_for
 from benchsr.threats import Threat
 from benchsr.types import BenchsrError, ModelError, Record, Sample, Status
 
@@ -148,12 +150,15 @@ class Worker:
         network = self._load(cell) if threat.objective else nn.Identity()
         if self.protocol.precision == "bf16":
             network = Autocast(network)
+        if threat.median_of:  # the attack knows the smoothing, which all models of the cell share
+            network = smoothed_for(cell.network_card, threat.like, network, self.protocol.seed, threat.median_of)
         started = time.perf_counter()
         if threat.spec.kind != "dataset":
             result = threat.run(network, lr, hr, ids, self.protocol.seed, bound=bound, batch_size=self.batch_size)
-        losses: list[list[float]] = [[]] * len(samples)
+        found: list[tuple[float | None, float | None, str]] = [(None, None, "")] * len(samples)
         if isinstance(result, AttackResult):
-            losses = torch.stack([result.loss_clean, result.loss_attacked], dim=1).tolist()
+            flags = attack_flags(result)
+            found = list(zip(result.loss_clean.tolist(), result.loss_attacked.tolist(), flags, strict=True))
             result = result.lr
         attacked = result.cpu()
         seconds = (time.perf_counter() - started) / len(samples)
@@ -162,31 +167,36 @@ class Worker:
         done = []
         for i, sample in enumerate(samples):
             verify(threat, sample.lr, attacked[i], rounding=0.5 / 255 if self.protocol.quantise_lr else 0.0)
-            done.append(Attacked(sample, attacked[i], AttackReport(seconds, *losses[i])))
+            done.append(Attacked(sample, attacked[i], AttackReport(seconds, *found[i])))
             self.cache.put(cell.attack_keys[sample.id], attacked[i], done[-1].report)
         return done
 
     def _score(self, cell: Cell, template: Record, attacked: Attacked) -> Record:
         sample, settings = attacked.sample, self.protocol.metrics
-        model = smoothed_for(cell.models[template.model], cell.threat, self._load(cell), self.protocol.seed)
+        threat = self.protocol.threat(cell.threat)
+        model = smoothed_for(cell.models[template.model], threat.like, self._load(cell), self.protocol.seed)
         x, hr = attacked.lr[None].to(self.device), sample.hr[None].to(self.device)
         started = time.perf_counter()
         with torch.no_grad():
-            sr = model(x, [sample.id]) if isinstance(model, Smoothed) else model(x)
-        if sr.shape != hr.shape:
-            raise ModelError(f"the model turned {tuple(x.shape)} into {tuple(sr.shape)}, not {tuple(hr.shape)}")
+            if isinstance(model, Randomised):
+                answers = [model(x, [sample.id], f"evaluation-{k}") for k in range(self.protocol.evaluations)]
+            else:
+                answers = [model(x)]
+        seconds = (time.perf_counter() - started) / len(answers)
+        if answers[0].shape != hr.shape:
+            raise ModelError(f"the model turned {tuple(x.shape)} into {tuple(answers[0].shape)}, not {tuple(hr.shape)}")
+        sr, hr = torch.cat(answers).float(), hr.expand(len(answers), -1, -1, -1)
         if not bool(torch.isfinite(sr).all()):
             raise ModelError("the model returned NaN or infinite values")
-        seconds = time.perf_counter() - started
-        sr = sr.float().clamp(0, 1)
+        sr = sr.clamp(0, 1)
         rounded = (sr * 255).round() / 255 if settings.quantise_sr else sr
-        paired = self.protocol.threat(cell.threat).spec.kind == "dataset"
+        paired = threat.spec.kind == "dataset"
         delta = (attacked.lr - sample.lr).double()
         return replace(
             template,
-            psnr=float(psnr(rounded, hr, settings.border, settings.colour)),
-            ssim=float(ssim(rounded, hr, settings.border, settings.colour)),
-            lpips=float(lpips(sr, hr)),
+            psnr=float(psnr(rounded, hr, settings.border, settings.colour).mean()),
+            ssim=float(ssim(rounded, hr, settings.border, settings.colour).mean()),
+            lpips=float(lpips(sr, hr).mean()),
             attack_linf=None if paired else float(delta.abs().max()),
             attack_l2=None if paired else float(delta.norm()),
             loss_clean=attacked.report.loss_clean,

@@ -20,7 +20,8 @@ L1 = {"l1_weight": 1.0, "perceptual_weight": 0.0}
 
 
 def settings(name: str) -> dict[str, float]:
-    return L1 if THREATS[name].kind == "attack" else {}
+    few = {"steps": 3} if "steps" in THREATS[name].defaults else {}
+    return {**L1, **few} if THREATS[name].kind == "attack" else {}
 
 
 @pytest.mark.parametrize("name", OWN_LR)
