@@ -146,7 +146,7 @@ class ManualSource(_Table):
         """The file, checked. Raises UnavailableError, saying what to do, or IntegrityError."""
         path = cache_dir() / "weights" / self.file
         if not path.is_file():
-            raise UnavailableError(f"{self.instruction.rstrip('.')}, and put it at {shown(path)}")
+            raise UnavailableError(f"{self.instruction} and put the file at {shown(path)}")
         require_sha256(path, self.sha256 or "", f"weights {self.file}")
         return [path]
 
