@@ -42,7 +42,7 @@ def printed_table(name: str) -> pd.DataFrame:
 def printed_grid(name: str) -> Grid:
     """A printed table as cells, its averages as printed. They are exact: their intervals have no width."""
     table = printed_table(name)
-    cells = {}
+    cells: dict[tuple[str, str], Cell] = {}
     for column in LAYOUTS[name].columns:
         values = table[[f"{column}_{metric}" for metric in SCORED]].to_numpy(dtype=np.float64)
         cells |= {(str(m), column): Cell(1, v, v[None], "ok") for m, v in zip(table.index, values, strict=True)}
@@ -50,15 +50,13 @@ def printed_grid(name: str) -> Grid:
 
 
 def with_average(name: str, grid: Grid) -> Grid:
-    """`grid` with the average over the threats of table `name` added for each model, where the table has one."""
+    """`grid` with each model's average over the threats of table `name`, where the table has one and `grid` has not."""
     layout = LAYOUTS[name]
     if not layout.average:
         return grid
     models = {model for model, _ in grid}
-    return {
-        **grid,
-        **{(m, AVERAGE): average([grid.get((m, threat), NOT_RUN) for threat in layout.threats]) for m in models},
-    }
+    averages = {(m, AVERAGE): average([grid.get((m, t), NOT_RUN) for t in layout.threats]) for m in models}
+    return {**averages, **grid}
 
 
 def beside_paper(grid: Grid) -> pd.DataFrame:
@@ -267,5 +265,3 @@ def claims_frame(judged: Mapping[str, Sequence[Judgement]]) -> pd.DataFrame:
             for c in j.comparisons
         ]
     )
-
-

@@ -113,8 +113,8 @@ def plot_table(table: Table, protocol: LeaderboardInfo) -> Figure:
             y = rows + dodge[k]
             ax.hlines(y, low, high, color=COLOURS[k], linewidth=1.3, alpha=0.75)
             for face, chosen in ((COLOURS[k], full), ("white", ~full)):
-                style = {"color": COLOURS[k], "markerfacecolor": face, "markersize": 5}
-                ax.plot(values[chosen], y[chosen], MARKERS[k], **style)
+                dots = ax.plot(values[chosen], y[chosen], MARKERS[k], color=COLOURS[k], markersize=5)
+                dots[0].set_markerfacecolor(face)
         ax.set_xlabel(_axis_title(metric), fontsize=9)
     handles = [
         Line2D([], [], color=COLOURS[k], marker=MARKERS[k], label=textwrap.fill(names[c], 18))
@@ -138,7 +138,9 @@ def plot_scatter(family: str, cards: Sequence[CardInfo], grid: Grid, protocol: L
     points = [(card, clean, robust) for card, clean, robust in both if clean.ok and robust.ok]
     if not points:
         return None
-    caption = _caption(f"Clean and attacked – {FAMILIES[family][1]}", protocol, "attacked: mean over the attacks of Table 2")
+    caption = _caption(
+        f"Clean and attacked – {FAMILIES[family][1]}", protocol, "attacked: mean over the attacks of Table 2"
+    )
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     figure.suptitle(caption, fontsize=10)
     for i, (ax, metric) in enumerate(zip(figure.subplots(1, len(SCORED)), SCORED, strict=True)):
@@ -216,7 +218,9 @@ def plot_rank_stability(family: str, cards: Sequence[CardInfo], grid: Grid, prot
         return None
     missing = [card.title for card, cell in scored if not cell.ok]
     caption = _caption(
-        f"Rank over the attacks of Table 2 – {FAMILIES[family][1]}", protocol, "95% of bootstrap resamples of the images"
+        f"Rank over the attacks of Table 2 – {FAMILIES[family][1]}",
+        protocol,
+        "95% of bootstrap resamples of the images",
     )
     figure, axes, rows = _panels(caption, [card.title for card, _ in complete], missing, 0.28)
     for i, (ax, metric) in enumerate(zip(axes, SCORED, strict=True)):
@@ -251,5 +255,3 @@ def all_plots(
             figure = plot(family, members, grid, protocol) if members else None
             if figure:
                 yield name + suffix, figure
-
-

@@ -162,11 +162,9 @@ class Leaderboard:
     @property
     def datasets(self) -> dict[str, list[str]]:
         """Data set -> the threats evaluated on it."""
-        found: dict[str, list[str]] = {}
-        for record in self.records:
-            threats = found.setdefault(record.dataset, [])
-            threats += [record.threat] * (record.threat not in threats)
-        return found
+        pairs = {(r.dataset, r.threat) for r in self.records}
+        names = sorted({dataset for dataset, _ in pairs})
+        return {name: [t for t in self.protocol.threats if (name, t) in pairs] for name in names}
 
 
 def write_leaderboard(
@@ -175,11 +173,10 @@ def write_leaderboard(
     """Write everything that is derived from `records` into `folder`, each file atomically.
 
     table1, table2, table3, standins (.csv, .md, .png), the same for the compact family with "-compact", plots of whole
-    families, paper-comparison.csv, claims.csv, report.md and leaderboard.json (`protocol`). Files of tables that have no
-    rows any more are removed.
-    Raises InputError for a folder that cannot be written.
+    families, paper-comparison.csv, claims.csv, report.md and leaderboard.json (`protocol`). Files of tables that have
+    no rows any more are removed. Raises InputError for a folder that cannot be written.
     """
-    board = Leaderboard(protocol, cards, records)
+    board = Leaderboard(protocol, cards, sorted(records, key=lambda r: (r.model, r.threat, r.image)))
     files: dict[str, str | bytes] = {}
     for name, table in board.tables.items():
         files[f"{name}.csv"] = _csv(frame(table))

@@ -50,6 +50,8 @@ class CardInfo(Protocol):
     def training_data(self) -> str: ...  # noqa: D102
     @property
     def fine_tuning_data(self) -> str: ...  # noqa: D102
+    @property
+    def caveats(self) -> Sequence[str]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ LAYOUTS: Mapping[str, Layout] = {
     "table2": Layout("Table 2: adversarial attacks", ("fgsm", "bim", "pgd", "cw")),
     "table3": Layout("Table 3: real-world images", ("ntire", "aim"), average=True, provenance=True),
     "standins": Layout(
-        "Synthetic stand-ins for Table 3's data (not comparable with it)", ("standin-ntire", "standin-aim"), average=True
+        "Synthetic stand-ins for Table 3's data (not comparable with it)",
+        ("standin-ntire", "standin-aim"),
+        average=True,
     ),
     "adaptive": Layout(
         "Beyond the paper: attacks that know the defence, and their baselines",
@@ -192,8 +196,8 @@ def _ranked(
 
 
 def frame(table: Table) -> pd.DataFrame:
-    """A row for each model; for each column c its `c_n`, `c_status`, `c_reason`, and for each metric m `c_m`, `c_m_low`,
-    `c_m_high` (95% interval) and `c_m_rank`, empty where the cell is not complete.
+    """A row for each model; for each column c its `c_n`, `c_status`, `c_reason`, and for each metric m `c_m`,
+    `c_m_low`, `c_m_high` (95% interval) and `c_m_rank`, empty where the cell is not complete.
     """
     lines = []
     for row in table.rows:
