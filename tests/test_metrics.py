@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import cache
 from typing import Any
 
 import lpips as lpips_package
@@ -110,15 +111,21 @@ def test_luma_runs_from_16_to_235() -> None:
     assert psnr(black, white, colour="y").item() == pytest.approx(-20 * math.log10(219 / 255), abs=1e-6)
 
 
-@pytest.fixture
-def random_lpips(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    """The package's LPIPS with a random trunk and its own heads, put in the place of the fetched one."""
+@cache
+def untrained() -> nn.Module:
+    """The package's LPIPS with a random trunk and its own heads."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         net: nn.Module = lpips_package.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
-    monkeypatch.setattr(metrics, "lpips_net", lambda: net)
     return net
+
+
+@pytest.fixture
+def random_lpips(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """`untrained`, put in the place of the network that is fetched."""
+    monkeypatch.setattr(metrics, "lpips_net", untrained)
+    return untrained()
 
 
 def test_lpips_equals_the_package(random_lpips: nn.Module) -> None:
@@ -192,9 +199,7 @@ IMAGE = torch.full((1, 3, 40, 40), 0.5)
         (IMAGE, IMAGE * math.nan, "HR is not"),
     ],
 )
-def test_what_is_no_pair_of_images_is_refused(
-    name: str, sr: Tensor, hr: Tensor, message: str, random_lpips: nn.Module
-) -> None:
+def test_what_is_no_pair_of_images_is_refused(name: str, sr: Tensor, hr: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         METRICS[name].function(sr, hr)
 
@@ -210,6 +215,6 @@ def test_what_is_no_pair_of_images_is_refused(
         (lambda: psnr(IMAGE, IMAGE, colour="lab"), "unknown colour 'lab'"),  # type: ignore[arg-type]
     ],
 )
-def test_wrong_options_are_refused(call: Any, message: str, random_lpips: nn.Module) -> None:
+def test_wrong_options_are_refused(call: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         call()
