@@ -96,7 +96,7 @@ def _finite(values: Sequence[float]) -> Floats:
 def plot_table(table: Table, protocol: LeaderboardInfo) -> Figure:
     """A dot for each figure of the table with its 95% interval; hollow where images are missing."""
     shown = [row for row in table.rows if row.evaluated]
-    missing = [row.card.title for row in table.rows if not row.evaluated]
+    missing = [row.card.id for row in table.rows if not row.evaluated]
     caption = _caption(table.title, protocol, "mean over images, 95% bootstrap interval")
     if not shown:
         return _empty(caption, f"No row of this table has figures yet: the reasons stand in {table.name}.md")
@@ -216,7 +216,7 @@ def plot_rank_stability(family: str, cards: Sequence[CardInfo], grid: Grid, prot
     complete = [(card, cell) for card, cell in scored if cell.ok]
     if len(complete) < 2:
         return None
-    missing = [card.title for card, cell in scored if not cell.ok]
+    missing = [card.id for card, cell in scored if not cell.ok]
     caption = _caption(
         f"Rank over the attacks of Table 2 – {FAMILIES[family][1]}",
         protocol,
