@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from functools import cache, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 import safetensors
 import safetensors.torch
@@ -87,7 +88,7 @@ class FileSource(_Packable):
     def state(self, folder: Path) -> tuple[bool, str]:
         """Whether the file is there, and in words."""
         here = (folder / self.path).is_file()
-        return here, f"file {self.path}" + ("" if here else " (missing)")
+        return here, f"{'here' if here else 'missing'}: file {self.path}"
 
 
 class PackageSource(_Packable):
@@ -109,7 +110,7 @@ class PackageSource(_Packable):
     def state(self, folder: Path) -> tuple[bool, str]:
         """Whether the file is in the cache, and in words."""
         here = package_path(self.package, self.version, self.member).is_file()
-        return here, f"package {self.package}" + ("" if here else " (not fetched yet)")
+        return here, f"{'here' if here else 'to fetch'}: package {self.package}"
 
 
 class UrlSource(_Table):
@@ -132,7 +133,7 @@ class UrlSource(_Table):
     def state(self, folder: Path) -> tuple[bool, str]:
         """Whether the file is in the cache, and in words."""
         here = url_path(self.filename).is_file()
-        return here, f"address {self.url}" + ("" if here else " (not fetched yet)")
+        return here, f"{'here' if here else 'to fetch'}: {urlsplit(self.url).netloc}"
 
 
 class ManualSource(_Table):
@@ -155,7 +156,7 @@ class ManualSource(_Table):
     def state(self, folder: Path) -> tuple[bool, str]:
         """Whether the user has put the file there, and in words."""
         here = (cache_dir() / "weights" / self.file).is_file()
-        return here, f"file {self.file}" + ("" if here else " (by hand: see benchsr show)")
+        return here, f"{'here' if here else 'by hand, see benchsr show'}: {self.file}"
 
 
 WeightSource = Annotated[FileSource | PackageSource | UrlSource | ManualSource, Field(discriminator="kind")]
@@ -335,7 +336,7 @@ def network_key(card: Card) -> str:
 def availability(card: Card) -> tuple[bool, str]:
     """Whether the weights are on this machine, and where they are or would come from, in words. Fetches nothing."""
     root = _root(card)
-    states = [source.state(root._folder) for source in root.weights] or [(True, "needs none")]
+    states = [source.state(root._folder) for source in root.weights] or [(True, "none needed")]
     return next((state for state in states if state[0]), states[0])
 
 

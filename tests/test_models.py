@@ -219,11 +219,11 @@ def test_sources_are_tried_in_order_and_every_reason_is_told(tmp_path: Path, mon
         "$BENCHSR_CACHE/weights/toy.pth",
     ):
         assert reason in str(caught.value)
-    assert availability(card) == (False, "file absent (missing)")
+    assert availability(card) == (False, "missing: file absent")
 
     (cache_dir() / "weights").mkdir(parents=True)
     torch.save(tiny_rrdb().state_dict(), cache_dir() / "weights" / "toy.pth")
-    assert availability(card) == (True, "file toy.pth")
+    assert availability(card) == (True, "here: toy.pth")
     lr, _ = images(1, 9)
     torch.testing.assert_close(load_network(card)(lr), tiny_rrdb()(lr))
 
