@@ -95,14 +95,16 @@ def run(
         perceptual_net=perceptual_net,
         console=out,
     )
-    for table in summary_table(outcome.planned):
+    for table in summary_table(outcome.planned, outcome.cards):
         out.print(table)
     unavailable = {r.model: r.reason for r in outcome.planned if r.status is Status.UNAVAILABLE and r.image}
     if unavailable:
         out.print(f"{len(unavailable)} models have no weights here; reasons: {outcome.folder / 'report.md'}")
     out.print(f"Leaderboard: {outcome.folder}")
     if outcome.failures:
-        err.print(f"{len(outcome.failures)} evaluations failed; their reasons stand in {outcome.folder / 'results.csv'}")
+        err.print(
+            f"{len(outcome.failures)} evaluations failed; their reasons stand in {outcome.folder / 'results.csv'}"
+        )
         raise typer.Exit(1)
 
 
@@ -282,7 +284,9 @@ def parse_settings(pairs: list[str]) -> dict[str, float | int | bool | str]:
 def main() -> None:
     """Entry point: errors that users can act on become one message and exit code 2, never a traceback."""
     logging.basicConfig(
-        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err, show_time=False, show_path=False)]
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=err, show_time=False, show_path=False)],
     )
     try:
         app()

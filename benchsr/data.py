@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
@@ -267,6 +267,10 @@ class Dataset:
 
     def __getitem__(self, index: int) -> Sample:
         return self.sample(self.ids[index])
+
+    def first(self, n: int | None) -> Dataset:
+        """The data set of the first `n` samples; None: all."""
+        return replace(self, sources=Registry("image", {i: self.sources[i] for i in self.ids[:n]}))
 
     def sample(self, sample_id: str) -> Sample:
         """Decode one sample. Raises UnknownIdError, and InputError for files that cannot be used."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -42,12 +42,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did. `records` are all of the leaderboard in `folder`; `planned` only those of this run."""
+    """What a run did. `records` are all of the leaderboard in `folder`, `planned` those of this run, `cards` by id."""
 
     folder: Path
     records: list[Record]
     planned: list[Record]
     computed: int
+    cards: Mapping[str, Card]
 
     @property
     def failures(self) -> list[Record]:
@@ -228,7 +229,7 @@ def evaluate(
     cards_by_id = {**zoo(), **{card.id: card for card in cards}}
     write_leaderboard(folder, records, protocol=about_leaderboard(chosen, data), cards=cards_by_id)
     write_atomic(folder / "run.json", json.dumps({**about, "finished": _now()}, indent=2) + "\n")
-    return Outcome(folder, records, ours, len(fresh))
+    return Outcome(folder, records, ours, len(fresh), cards_by_id)
 
 
 def run(

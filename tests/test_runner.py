@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 import benchsr
 from benchsr import worker
 from benchsr.runner import Outcome, evaluate
+from benchsr.threats import Threat
 from benchsr.types import InputError, Record, UnknownIdError
 
 FIGURES = ["psnr", "ssim", "lpips", "attack_linf", "attack_l2", "loss_clean", "loss_attacked"]
-SMOOTHED = '[smoothing]\nn = 3\nsigma = {{ pgd = 0.05 }}\n'
 
 
 class FakeLpips(nn.Module):
@@ -39,8 +39,10 @@ class Bench:
     protocol: Path
 
     def run(self, **options: Any) -> Outcome:
-        options = {"models": ",".join(self.models), "out": self.folder / "out", "cache": self.folder / "cache"} | options
-        return evaluate(protocol=self.protocol, device="cpu", **options)
+        places = {"out": self.folder / "out", "cache": self.folder / "cache"}
+        return evaluate(
+            protocol=self.protocol, **{"models": ",".join(self.models), "device": "cpu", **places, **options}
+        )
 
     def table(self, out: str = "out") -> pd.DataFrame:
         frame = pd.read_csv(self.folder / out / "toy" / "results.csv", keep_default_na=False)
@@ -51,10 +53,10 @@ class Bench:
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setenv("BENCHSR_CACHE", str(tmp_path / "user-cache"))
     monkeypatch.setattr("benchsr.metrics.lpips_net", FakeLpips)
-    base = toy_card(tmp_path, "toy-a", seed=1)
     (tmp_path / "toy-s.toml").write_text(
-        'id = "toy-s"\ntitle = "Smoothed"\nfamily = "compact"\npaper_row = false\nlicence = "MIT"\n'
-        f'base = "{base}"\n' + SMOOTHED.format()
+        'id = "toy-s"\ntitle = "Smoothed"\nfamily = "compact"\nlicence = "MIT"\npaper = "none"\n'
+        'training_data = "none"\nfine_tuning_data = "none"\nbase = "toy-a"\n'
+        "[smoothing]\nn = 3\nsigma = { pgd = 0.05 }\n"
     )
     models = ["bicubic", toy_card(tmp_path, "toy-a", seed=1), toy_card(tmp_path, "toy-b", seed=2)]
     return Bench(tmp_path, models, protocol(tmp_path, photos(tmp_path / "photos")))
@@ -94,7 +96,7 @@ def test_attacks_hurt_and_stay_in_their_ball(bench: Bench) -> None:
         assert (attacked.loss_attacked > 1.02 * attacked.loss_clean).all()
         assert (attacked.attack_linf <= 10 / 255 + 1e-6).all()
         assert (attacked.attack_linf > 5 / 255).all()
-        assert numbers.loc[(model, "pgd"), "psnr"].mean() < numbers.loc[(model, "clean"), "psnr"].mean() - 0.3
+        assert (numbers.loc[(model, "pgd"), "psnr"] < numbers.loc[(model, "clean"), "psnr"]).all()
 
 
 def test_a_second_run_computes_nothing_and_changes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,13 +244,13 @@ def test_one_bad_image_fails_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_attack_that_leaves_its_ball_is_not_counted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = worker.Threat.run
+    real = Threat.run
 
-    def cheat(self: worker.Threat, *args: Any, **kw: Any) -> Any:
+    def cheat(self: Threat, *args: Any, **kw: Any) -> Any:
         result = real(self, *args, **kw)
-        return result if isinstance(result, Tensor) else worker.replace(result, lr=(result.lr + 0.05).clamp(0, 1))
+        return result if isinstance(result, Tensor) else replace(result, lr=(result.lr + 0.05).clamp(0, 1))
 
-    monkeypatch.setattr(worker.Threat, "run", cheat)
+    monkeypatch.setattr(Threat, "run", cheat)
     outcome = bench.run(models=bench.models[1], threats="fgsm")
     assert len(outcome.failures) == 3
     assert all("beyond its eps" in r.reason for r in outcome.failures)

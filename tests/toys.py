@@ -16,6 +16,9 @@ title = "Toy {id}"
 family = "compact"
 paper_row = false
 licence = "MIT"
+paper = "none"
+training_data = "none"
+fine_tuning_data = "none"
 
 [[weights]]
 kind = "file"
