@@ -62,7 +62,7 @@ def flags(records: Iterable[Record]) -> dict[tuple[str, str], tuple[str, ...]]:
     """All flags of each (model, threat) in the order of FLAGS: those kept with its images, and those found here."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        if record.status is Status.OK:
+        if record.status is Status.OK and record.threat in THREATS:
             groups.setdefault((record.model, record.threat), []).append(record)
     cells = {key: group for key, group in groups.items() if THREATS[key[1]].kind == "attack"}
     found = {key: {flag for r in group for flag in r.health.split()} for key, group in cells.items()}

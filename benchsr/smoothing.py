@@ -25,9 +25,9 @@ class Smoothed(Randomised):
     lower of the two middle draws. Raises InputError unless sigma > 0 and n >= 1.
 
     Memory beyond one forward pass of `draws_at_once` images (one on the CPU): the n outputs of one image, 4 bytes an
-    element, and 15 MB. Gradients, of the input and of parameters that require them, cost one more pass and no more memory: the
-    draws are made again, one chunk at a time, and each output element's gradient flows through the draw that was its
-    median. How the draws are cut into chunks changes nothing on the CPU, and rounding at most elsewhere.
+    element, and 15 MB. Gradients, of the input and of parameters that require them, cost one more pass and no more
+    memory: the draws are made again, one chunk at a time, and each output element's gradient flows through the draw
+    that was its median. How the draws are cut into chunks changes nothing on the CPU, and rounding at most elsewhere.
     """
 
     def __init__(self, network: nn.Module, sigma: float, n: int = 21, seed: int = 0, draws_at_once: int = 7) -> None:

@@ -171,10 +171,13 @@ FIXED: dict[str, ThreatSpec] = {
 
 VIEWS: dict[str, tuple[str, dict[str, Setting]]] = {
     "transfer": ("on the base network", {"median_of": 0}),
-    "eot": ("on the expected loss", {"median_of": 1, "draws": 8}),
-    "median": ("through the median", {"median_of": 7}),
+    "eot": ("on the expected loss", {"median_of": 1, "draws": 5}),
+    "median": ("through the median", {"median_of": 5}),
 }
 """What the attacker knows of the smoothing. For a deterministic model the three are one."""
+
+SWEEP = {f"eps-{k}": k / 255 for k in (1, 2, 4, 8, 16, 32)}
+"""The radii of robustness curves, whose eps 0 is `clean`."""
 
 ADAPTIVE: dict[str, ThreatSpec] = {
     "random": ThreatSpec("Random signs", "corruption", random_signs, like="pgd"),
@@ -186,20 +189,20 @@ ADAPTIVE: dict[str, ThreatSpec] = {
         for view, (how, preset) in VIEWS.items()
     },
     "square": ThreatSpec(
-        "Square through the median", "attack", Square, preset={"eps": 10 / 255, "median_of": 7}, like="pgd"
+        "Square through the median", "attack", Square, preset={"eps": 10 / 255, "median_of": 5}, like="pgd"
     ),
     **{
-        f"eps-{k}": ThreatSpec(
-            f"StrongPGD through the median, eps {k}/255",
+        name: ThreatSpec(
+            f"StrongPGD through the median, {name}/255",
             "attack",
             StrongPGD,
-            preset={"eps": k / 255, "steps": 20, "restarts": 1, "median_of": 5},
+            preset={"eps": eps, "steps": 20, "restarts": 1, "median_of": 5},
             like="pgd",
         )
-        for k in (1, 2, 4, 8, 16, 32)
+        for name, eps in SWEEP.items()
     },
 }
-"""Threats that know the model they face, and their baselines; eps-* with `clean` as eps 0 give robustness curves."""
+"""Threats that know the model they face, and the random noise that they must beat."""
 
 THREATS: Registry[ThreatSpec] = Registry("threat", {**FIXED, **ADAPTIVE})
 

@@ -24,7 +24,7 @@ from benchsr.leaderboard.tables import (
     family_cards,
 )
 from benchsr.metrics import METRICS
-from benchsr.threats import THREATS
+from benchsr.threats import SWEEP, THREATS
 
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 """Okabe and Ito's palette (2008), grey for yellow: colour-blind readers tell them apart; markers say it again."""
@@ -235,8 +235,39 @@ def plot_rank_stability(family: str, cards: Sequence[CardInfo], grid: Grid, prot
     return figure
 
 
+def plot_curves(family: str, cards: Sequence[CardInfo], grid: Grid, protocol: LeaderboardInfo) -> Figure | None:
+    """Robustness curves: each model's figures against the attack's eps, a panel a metric, eps 0 being the clean image.
+
+    None where no model has figures for the sweep.
+    """
+    sweep = {"clean": 0.0, **SWEEP}
+    models = [c for c in cards if all(grid.get((c.id, t), NOT_RUN).ok for t in sweep)]
+    if not models:
+        return None
+    caption = _caption(
+        f"Robustness curves – {FAMILIES[family][1]}", protocol, "mean over images, 95% bootstrap interval"
+    )
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure.suptitle(caption, fontsize=10)
+    eps = [255 * size for size in sweep.values()]
+    for ax, metric in zip(figure.subplots(1, len(SCORED)), SCORED, strict=True):
+        for k, card in enumerate(models):
+            found = [grid[card.id, threat].estimate(metric) for threat in sweep]
+            colour = COLOURS[k % len(COLOURS)]
+            ax.plot(eps, [e.value for e in found], color=colour, marker=MARKERS[k % len(MARKERS)], label=card.title)
+            ax.fill_between(eps, [e.low for e in found], [e.high for e in found], color=colour, alpha=0.12, linewidth=0)
+        ax.set_xscale("symlog", base=2, linthresh=1)
+        ax.set_xticks(eps, [f"{e:g}" for e in eps], fontsize=8)
+        ax.set_xlabel("eps (1/255)", fontsize=9)
+        ax.set_ylabel(_axis_title(metric), fontsize=9)
+        ax.grid(color="#dddddd", linewidth=0.7)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    return figure
+
+
 PLOTS = {
     "clean-vs-robust": plot_scatter,
+    "robustness-curves": plot_curves,
     "heatmap": plot_heat_map,
     "rank-stability": plot_rank_stability,
 }

@@ -17,6 +17,8 @@ from rich.markup import escape as escape_rich
 from rich.table import Table as RichTable
 
 from benchsr.downloads import write_atomic
+from benchsr.health import FLAGS, flags
+from benchsr.leaderboard.adaptive import Contrast, Help, contrasts, helps
 from benchsr.leaderboard.paper import (
     PAPER_DATASETS,
     Judgement,
@@ -79,7 +81,7 @@ class Leaderboard:
     @cached_property
     def tables(self) -> dict[str, Table]:
         """Tables by name; those of the compact family end in "-compact"."""
-        return make_tables(self.grid, self.protocol.threats, self.cards)
+        return make_tables(self.grid, self.protocol.threats, self.cards, self.flags)
 
     @cached_property
     def families(self) -> dict[str, list[CardInfo]]:
@@ -143,11 +145,20 @@ class Leaderboard:
         failed = Counter((r.model, r.threat, r.reason) for r in self.records if r.status is Status.FAILED)
         return [(*what, n) for what, n in failed.items()]
 
-    @property
-    def flags(self) -> list[tuple[str, str, str, int]]:
-        """Health flags: (model, threat, flag, images)."""
-        flagged = Counter((r.model, r.threat, r.health) for r in self.records if r.health)
-        return [(*what, n) for what, n in flagged.items()]
+    @cached_property
+    def flags(self) -> dict[tuple[str, str], tuple[str, ...]]:
+        """Signs of weak attacks, by (model, threat)."""
+        return flags(self.records)
+
+    @cached_property
+    def contrasts(self) -> list[Contrast]:
+        """Models under the worst of the paper's attacks and under the worst of all."""
+        return contrasts(self.records, self.cards, len(self.protocol.images))
+
+    @cached_property
+    def helps(self) -> list[Help]:
+        """What smoothing adds to the networks that were also run without it."""
+        return helps(self.contrasts, self.cards)
 
     @property
     def without_card(self) -> list[str]:
@@ -273,6 +284,7 @@ def _render(template: str, **values: object) -> str:
         "threats": THREATS,
         "changes": CHANGES,
         "verdicts": list(Verdict),
+        "flag_texts": FLAGS,
         "markdown_table": markdown_table,
         "resamples": RESAMPLES,
         "confidence": f"{CONFIDENCE:.0%}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from benchsr.data import DATASETS
 from benchsr.leaderboard.scores import NOT_RUN, SCORED, SIGN, Cell, Estimate, Grid, average, make_grid
 from benchsr.metrics import METRICS
-from benchsr.threats import THREATS
+from benchsr.threats import ADAPTIVE, SWEEP, THREATS
 from benchsr.types import Record
 
 AVERAGE = "avg"
@@ -52,6 +52,10 @@ class CardInfo(Protocol):
     def fine_tuning_data(self) -> str: ...  # noqa: D102
     @property
     def caveats(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def base(self) -> str | None: ...  # noqa: D102
+    @property
+    def smoothing(self) -> object | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -92,11 +96,9 @@ LAYOUTS: Mapping[str, Layout] = {
     ),
     "adaptive": Layout(
         "Beyond the paper: attacks that know the defence, and their baselines",
-        ("random", *(f"{a}-{view}" for a in ("pgd", "apgd") for view in ("transfer", "eot", "median")), "square"),
+        tuple(threat for threat in ADAPTIVE if threat not in SWEEP),
     ),
-    "curves": Layout(
-        "Beyond the paper: PGD through the median at growing eps", tuple(f"eps-{k}" for k in (1, 2, 4, 8, 16, 32))
-    ),
+    "curves": Layout("Beyond the paper: PGD through the median at growing eps", tuple(SWEEP)),
 }
 
 FAMILIES: Mapping[str, tuple[str, str]] = {
@@ -108,11 +110,14 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One model: its card, a cell for each column of the layout, and its ranks (1 is best) by (column, metric)."""
+    """One model: its card, a cell for each column of the layout, its ranks (1 is best) by (column, metric), and the
+    columns whose attack is suspected of being weak.
+    """
 
     card: CardInfo
     cells: Mapping[str, Cell]
     ranks: Mapping[tuple[str, str], int]
+    flagged: Set[str] = frozenset()
 
     @property
     def evaluated(self) -> bool:
@@ -155,15 +160,21 @@ def family_cards(family: str, grid: Grid, cards: Mapping[str, CardInfo]) -> list
     return sorted(chosen, key=lambda card: (order.get(card.id.removeprefix(COMPACT), len(order)), card.id))
 
 
-def make_tables(grid: Grid, threats: Iterable[str], cards: Mapping[str, CardInfo]) -> dict[str, Table]:
-    """All tables by name: those with a threat among `threats`, for every family with a model."""
+def make_tables(
+    grid: Grid, threats: Iterable[str], cards: Mapping[str, CardInfo], flagged: Container[tuple[str, str]] = ()
+) -> dict[str, Table]:
+    """All tables by name: those with a threat among `threats`, for every family with a model.
+
+    `flagged`: (model, threat) whose figures come from an attack that may have been weak.
+    """
     wanted, tables = set(threats), {}
     for family, (suffix, _) in FAMILIES.items():
         members = family_cards(family, grid, cards)
         for name, layout in LAYOUTS.items():
             if members and wanted & set(layout.threats):
                 rows = _ranked([_cells(layout, grid, card.id) for card in members], layout)
-                made = [Row(card, *row) for card, row in zip(members, rows, strict=True)]
+                marks = [{t for t in layout.threats if (card.id, t) in flagged} for card in members]
+                made = [Row(c, *row, flags) for c, row, flags in zip(members, rows, marks, strict=True)]
                 tables[name + suffix] = Table(name + suffix, family, layout, made)
     return tables
 
@@ -234,6 +245,9 @@ def show(estimate: Estimate, metric: str) -> str:
     return f"{value} [{low}, {high}]"
 
 
+FLAG = " ⚑"
+"""Stands beside a figure whose attack is suspected of being weak."""
+
 _MARKS = {1: ("**", "**"), 2: ("<ins>", "</ins>")}
 
 
@@ -252,7 +266,7 @@ def markdown(table: Table) -> str:
         if layout.provenance:
             line += [escape(row.card.training_data), escape(row.card.fine_tuning_data)]
         figures = [
-            _shown(cell, metric, row.ranks.get((column, metric)))
+            _shown(cell, metric, row.ranks.get((column, metric))) + FLAG * (column in row.flagged)
             for column, cell in row.cells.items()
             for metric, _ in metrics
         ]
