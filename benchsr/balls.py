@@ -60,7 +60,7 @@ class L2:
 
     def norm(self, delta: Tensor) -> Tensor:
         """Norm of each perturbation of `delta` (N, ...): shape (N,)."""
-        return delta.flatten(1).norm(dim=1)
+        return torch.linalg.vector_norm(delta.flatten(1), dim=1)
 
 
 Ball = Linf | L2

@@ -29,11 +29,15 @@ class _InputOnlyConv2d(torch.autograd.Function):
 
 
 class FrozenConv2d(nn.Conv2d):
-    """`nn.Conv2d` for fixed weights: same output and, bit for bit, same gradient to its input, none to its weight."""
+    """`nn.Conv2d` for fixed weights: same output and, bit for bit, same gradient to its input.
+
+    While its weight requires a gradient, as in training, it is an ordinary convolution.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `x` (N, C, H, W)."""
-        if self.padding_mode != "zeros" or isinstance(self.padding, str) or not x.requires_grad:
+        ordinary = self.padding_mode != "zeros" or isinstance(self.padding, str)
+        if ordinary or self.weight.requires_grad or not x.requires_grad:
             return super().forward(x)
         how = (self.stride, self.padding, self.dilation, self.groups)
         out: Tensor = _InputOnlyConv2d.apply(x, self.weight, self.bias, how)

@@ -22,6 +22,8 @@ from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError, c
 from torch import Tensor, nn
 
 from benchsr.downloads import cache_dir, package_file, package_path, require_sha256, shown, url_file, url_path
+from benchsr.frozen import freeze
+from benchsr.frozen import freeze
 from benchsr.ncnn import read_ncnn
 from benchsr.registry import Registry
 from benchsr.types import SCALE, CardError, InputError, IntegrityError, ModelError, UnavailableError
@@ -448,5 +450,4 @@ def load_network(card: Card | str | Path, device: str | torch.device = "cpu") ->
     if root.weights:
         network = _build(_read_state(_find(root.weights, root._folder)), root.id)
     network.register_forward_hook(_check_output)
-    network = network.float().eval().requires_grad_(False)
-    return network.to(device).to(memory_format=torch.channels_last)  # 0.6 to 0.9 of the time
+    return freeze(network.float().to(device))

@@ -107,7 +107,8 @@ def test_cw_lowers_its_own_objective(network: nn.Module) -> None:
     atk = CW(network, c=0.01, steps=6, objective=L1)
 
     def equation_2(x: Tensor) -> Tensor:
-        return (x - lr).flatten(1).norm(dim=1) - 0.01 * (network(x) - hr).abs().flatten(1).sum(1)
+        value: Tensor = (x - lr).flatten(1).norm(dim=1) - 0.01 * (network(x) - hr).abs().flatten(1).sum(1)
+        return value
 
     assert (equation_2(atk(lr, hr)) < equation_2(lr) - 1e-3).all()
 

@@ -67,3 +67,19 @@ def test_checkpoints_change_the_bytes_kept_and_nothing_else(autocast: bool) -> N
     assert torch.equal(grad, again_grad)
     assert torch.equal(grad, back_grad)
     assert fewer < 0.7 * kept == 0.7 * as_before
+
+
+def test_thawed_weights_get_their_gradients() -> None:
+    plain = tiny_rrdb().requires_grad_(True)
+    thawed = freeze(copy.deepcopy(plain)).requires_grad_(True)
+    lr = images(1, 12)[0].requires_grad_()
+    plain(lr).sum().backward()
+    thawed(lr).sum().backward()
+    for a, b in zip(plain.parameters(), thawed.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_a_copy_can_still_be_trained() -> None:
+    network = copy.deepcopy(freeze(tiny_rrdb())).requires_grad_(True)
+    network(images(1, 8)[0].requires_grad_()).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())

@@ -11,11 +11,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from toys import photos, protocol, toy_card
 from torch import Tensor, nn
+from toys import photos, protocol, toy_card
 
 import benchsr
 from benchsr import worker
+from benchsr.models import load_network
 from benchsr.runner import Outcome, evaluate
 from benchsr.threats import Threat
 from benchsr.types import InputError, Record, UnknownIdError
@@ -133,19 +134,19 @@ def test_a_smoothed_row_faces_the_attack_on_its_base(bench: Bench, monkeypatch: 
     bench.run(models=f"{bench.models[1]},{bench.folder / 'toy-s.toml'}", threats="clean,pgd")
     assert calls == ["clean", "pgd"]
     table = bench.table()
-    assert (table.loc[("toy-s", "pgd"), "attack_l2"] == table.loc[("toy-a", "pgd"), "attack_l2"]).all()
-    assert (table.loc[("toy-s", "pgd"), "psnr"] != table.loc[("toy-a", "pgd"), "psnr"]).all()
-    assert (table.loc[("toy-s", "clean"), "psnr"] == table.loc[("toy-a", "clean"), "psnr"]).all()
+
+    def column(model: str, threat: str, name: str) -> list[float]:
+        return [float(value) for value in table.xs((model, threat))[name]]
+
+    assert column("toy-s", "pgd", "attack_l2") == column("toy-a", "pgd", "attack_l2")
+    assert column("toy-s", "pgd", "psnr") != column("toy-a", "pgd", "psnr")
+    assert column("toy-s", "clean", "psnr") == column("toy-a", "clean", "psnr")
 
 
 def test_rows_of_earlier_runs_stay(bench: Bench) -> None:
     bench.run(models=bench.models[1], threats="clean")
     bench.run(models=bench.models[2], threats="clean,noise")
-    assert set(bench.table().index.droplevel("image")) == {
-        ("toy-a", "clean"),
-        ("toy-b", "clean"),
-        ("toy-b", "noise"),
-    }
+    assert {key[:2] for key in bench.table().index} == {("toy-a", "clean"), ("toy-b", "clean"), ("toy-b", "noise")}
 
 
 def test_other_settings_never_mix(bench: Bench) -> None:
@@ -160,7 +161,8 @@ def test_other_settings_never_mix(bench: Bench) -> None:
 
 def test_an_interrupted_run_goes_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.run(out=bench.folder / "whole", cache=bench.folder / "whole-cache")
-    real, done = worker.Worker._score, []
+    real = worker.Worker._score
+    done: list[int] = []
 
     def interrupted(self: worker.Worker, *args: Any) -> Record:
         if len(done) == 7:
@@ -219,8 +221,9 @@ BROKEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_model_fails_alone_with_its_reason(bench: Bench, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make, reason = BROKEN[kind]
-    real = worker.load_network
-    monkeypatch.setattr(worker, "load_network", lambda card, **kw: make() if card.id == "toy-b" else real(card, **kw))
+    monkeypatch.setattr(
+        worker, "load_network", lambda card, **kw: make() if card.id == "toy-b" else load_network(card, **kw)
+    )
     outcome = bench.run(threats="clean,pgd")
     table = bench.table()
     assert {r.model for r in outcome.failures} == {"toy-b"}
