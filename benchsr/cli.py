@@ -17,6 +17,9 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
+from benchsr.cache import AttackCache
+from benchsr.downloads import cache_dir
+from benchsr.train.cli import train
 from benchsr.types import BenchsrError, InputError, Status
 
 app = typer.Typer(
@@ -38,6 +41,9 @@ DatasetName = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of all random draws. Default: the protocol's.")]
+CacheFolder = Annotated[
+    str | None, typer.Option(help="Folder, or fsspec address, of attacked images. Default: in the user's cache.")
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A setting of the threat, as name=value. Repeat for more.")
 ]
@@ -54,6 +60,7 @@ def examples(*lines: str) -> str:
         "benchsr run --models impressionism-ntire,my-model.toml --threats clean,noise,pgd --limit 2",
         "benchsr run --protocol paper --device cuda --precision bf16",
         "benchsr run --dataset photos/ --out my-boards",
+        "benchsr run --workers 4 --cell-timeout 600",
     )
 )
 def run(
@@ -65,12 +72,20 @@ def run(
     out_dir: Annotated[Path, typer.Option("--out", help="Folder that gets <protocol>/results.csv.")] = Path(
         "leaderboards"
     ),
-    cache: Annotated[Path | None, typer.Option(help="Folder of attacked images. Default: the user's cache.")] = None,
+    cache: CacheFolder = None,
     device: Device = "auto",
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16: of the network inside attacks.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images at once on a GPU. Never changes a figure on the CPU.")] = 8,
     seed: Seed = None,
     perceptual_net: Annotated[str | None, typer.Option(help="vgg16 or vgg19: of the attacks' loss.")] = None,
+    executor: Annotated[str, typer.Option(help="local (this machine) or ray (a Ray cluster).")] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="Cells at a time, each in a process. Default: 1; with Ray one for each GPU.")
+    ] = None,
+    cell_timeout: Annotated[
+        float | None, typer.Option(help="Seconds for one cell; then its worker is killed and its row fails.")
+    ] = None,
+    ray_address: Annotated[str | None, typer.Option(help="Of a Ray cluster. Default: Ray on this machine.")] = None,
 ) -> None:
     """Evaluate models under threats and write the leaderboard: tables, plots, report.
 
@@ -93,6 +108,10 @@ def run(
         batch_size=batch_size,
         seed=seed,
         perceptual_net=perceptual_net,
+        executor=executor,
+        workers=workers,
+        cell_timeout=cell_timeout,
+        ray_address=ray_address,
         console=out,
     )
     for table in summary_table(outcome.planned, outcome.cards):
@@ -198,8 +217,8 @@ def attack(
     """Attack one image, and save the attacked LR and what the model makes of it."""
     from benchsr.attacks import AttackResult
     from benchsr.data import load_sample, write_image
+    from benchsr.executors import pick_device
     from benchsr.metrics import psnr
-    from benchsr.runner import pick_device
     from benchsr.smoothing import load_model
     from benchsr.threats import load_threat
 
@@ -240,7 +259,7 @@ def upscale(
 ) -> None:
     """Super-resolve one image x4."""
     from benchsr.data import read_image, write_image
-    from benchsr.runner import pick_device
+    from benchsr.executors import pick_device
     from benchsr.smoothing import load_model
 
     target = pick_device(device)
@@ -264,6 +283,72 @@ def report(
 
     folder = rewrite(protocol, dataset, out_dir)
     out.print(f"Leaderboard: {folder}")
+
+
+@app.command(epilog=examples("benchsr site", "benchsr site --leaderboards my-boards --out my-page --serve"))
+def site(
+    leaderboards: Annotated[Path, typer.Option(help="Folder that holds <protocol>/results.csv.")] = Path(
+        "leaderboards"
+    ),
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder that gets the page.")] = Path("site"),
+    serve: Annotated[bool, typer.Option("--serve", help="Then show it at http://127.0.0.1:8000.")] = False,
+) -> None:
+    """Write the leaderboards as a web page that needs neither server nor network."""
+    from benchsr.site import build_site, serve_site
+
+    build_site(leaderboards, out_dir)
+    out.print(f"Page: {out_dir / 'index.html'}")
+    if serve:
+        out.print("http://127.0.0.1:8000 (stop with Ctrl-C)")
+        serve_site(out_dir)
+
+
+caches = typer.Typer(help="Look after the cache of attacked images.", no_args_is_help=True)
+app.add_typer(caches, name="cache")
+
+
+@caches.command(epilog=examples("benchsr cache info", "benchsr cache info --cache s3://bucket/attacked"))
+def info(cache: CacheFolder = None) -> None:
+    """Say how many attacked images are kept, and how large and how old they are."""
+    kept = _cache(cache)
+    entries = list(kept.entries())
+    days = max((entry.age for entry in entries), default=0) / 86400
+    size = sum(entry.bytes for entry in entries) / 1e6
+    out.print(f"{kept.folder}: {len(entries)} entries, {size:.1f} MB, the oldest of {days:.1f} days ago")
+
+
+@caches.command(epilog=examples("benchsr cache verify"))
+def verify(cache: CacheFolder = None) -> None:
+    """Check every entry against its hash. Exit code 1 where one is damaged; runs compute such entries again."""
+    damaged = _cache(cache).damaged()
+    for path, problem in damaged.items():
+        out.print(f"{path}: {problem}", markup=False)
+    out.print(f"{len(damaged)} damaged entries")
+    if damaged:
+        raise typer.Exit(1)
+
+
+@caches.command(epilog=examples("benchsr cache prune", "benchsr cache prune --days 90"))
+def prune(
+    cache: CacheFolder = None,
+    days: Annotated[float | None, typer.Option(help="Also entries written more than so many days ago.")] = None,
+) -> None:
+    """Delete damaged entries, leftovers of interrupted runs and, if asked for, old entries."""
+    gone = _cache(cache).prune(days)
+    out.print(f"{len(gone)} files deleted, {sum(entry.bytes for entry in gone) / 1e6:.1f} MB")
+
+
+def _cache(folder: str | None) -> AttackCache:
+    return AttackCache(folder or cache_dir() / "attacked")
+
+
+app.command(
+    epilog=examples(
+        "benchsr train esrgan --data photos/",
+        "benchsr train certsr --data photos/ --steps 100 --out runs/certsr",
+        "benchsr train ad-l-pgd --scale paper --data DIV2K_train_HR/ --device cuda",
+    )
+)(train)
 
 
 def parse_settings(pairs: list[str]) -> dict[str, float | int | bool | str]:

@@ -1,0 +1,305 @@
+"""From leaderboards/ to HTML: one page for all leaderboards, and one for each model."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from benchsr.downloads import write_atomic
+from benchsr.health import FLAGS, flags
+from benchsr.leaderboard import Leaderboard, read_leaderboard
+from benchsr.leaderboard.paper import judge_printed
+from benchsr.leaderboard.plots import all_plots
+from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, SCORED, SIGN, Cell
+from benchsr.leaderboard.tables import AVERAGE, DECIMALS, FAMILIES, LAYOUTS, CardInfo, Table, notes
+from benchsr.metrics import METRICS
+from benchsr.models import zoo
+from benchsr.threats import THREATS
+from benchsr.types import InputError
+
+CURVE = ("clean", *LAYOUTS["curves"].threats)
+"""Threats of a robustness curve: the same attack at growing eps."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A figure as the page shows it: `value` for sorting (9 digits, "" where there is none), `text` and `span` to read.
+
+    `mark` is "best", "second" or "", `shade` in [0, 1] grows with quality within the column; `note` says why the cell
+    is not complete.
+    """
+
+    column: str
+    metric: str
+    value: str = ""
+    text: str = "–"
+    span: str = ""
+    mark: str = ""
+    shade: float = 0.0
+    n: int = 0
+    rank: int | None = None
+    note: str = ""
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's figures in a sheet; `reason` where it has none at all."""
+
+    card: CardInfo
+    views: Sequence[View]
+    reason: str
+
+    def cell(self, column: str) -> list[View]:
+        """The figures of one column, a View for each metric."""
+        return [view for view in self.views if view.column == column]
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """All tables of one family side by side: a row for each model, columns by id with their titles."""
+
+    board: Leaderboard
+    family: str
+
+    @cached_property
+    def tables(self) -> list[Table]:
+        """The leaderboard's tables of this family; their rows are the same models in the same order."""
+        return [table for table in self.board.tables.values() if table.family == self.family]
+
+    def places(self) -> Iterator[tuple[Table, str]]:
+        """Each table with each of its columns that the protocol has."""
+        asked = set(self.board.protocol.threats)
+        for table in self.tables:
+            for column in table.layout.columns:
+                if column in asked or (column == AVERAGE and asked.issuperset(table.layout.threats)):
+                    yield table, column
+
+    @cached_property
+    def columns(self) -> dict[str, tuple[str, str]]:
+        """Column id -> (title, the layout it belongs to); an average's id is led by its layout."""
+        return {
+            _column_id(table, column): ("Average" if column == AVERAGE else THREATS[column].title, _layout(table))
+            for table, column in self.places()
+        }
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The models in the paper's order."""
+        raised = flags(self.board.records)
+        shades = {table.name: _shades(table) for table in self.tables}
+        made = []
+        for i, first in enumerate(self.tables[0].rows):
+            views = [
+                _view(table, i, column, metric, shades[table.name], raised.get((first.card.id, column), ()))
+                for table, column in self.places()
+                for metric in SCORED
+            ]
+            reasons = [table.rows[i].cells[column].reason for table, column in self.places()]
+            made.append(Row(first.card, views, "" if any(v.n for v in views) else max(reasons, key=reasons.count)))
+        return made
+
+
+def _layout(table: Table) -> str:
+    return table.name.removesuffix(FAMILIES[table.family][0])
+
+
+def _column_id(table: Table, column: str) -> str:
+    return f"{_layout(table)}-{AVERAGE}" if column == AVERAGE else column
+
+
+def _shades(table: Table) -> dict[tuple[str, str], tuple[float, float]]:
+    """(worst, best) complete finite figure of each column and metric."""
+    found = {}
+    for column in table.layout.columns:
+        for i, metric in enumerate(SCORED):
+            cells = [row.cells[column] for row in table.rows]
+            signed = [float(SIGN[i] * c.mean[i]) for c in cells if c.ok and np.isfinite(c.mean[i])]
+            found[column, metric] = (min(signed, default=0.0), max(signed, default=0.0))
+    return found
+
+
+def _view(
+    table: Table,
+    i: int,
+    column: str,
+    metric: str,
+    shades: Mapping[tuple[str, str], tuple[float, float]],
+    raised: tuple[str, ...],
+) -> View:
+    row, where = table.rows[i], _column_id(table, column)
+    cell, rank, k = row.cells[column], row.ranks.get((column, metric)), SCORED.index(metric)
+    note = "" if cell.ok else f"{cell.status}: {cell.reason}"
+    estimate = cell.estimate(metric)
+    if math.isnan(estimate.value):
+        return View(where, metric, note=note)
+    worst, best = shades[column, metric]
+    quality = (SIGN[k] * estimate.value - worst) / (best - worst) if best > worst else 0.0
+    return View(
+        where,
+        metric,
+        value=f"{estimate.value:.9g}",
+        text=_shown(estimate.value, metric),
+        span=f"{_shown(estimate.low, metric)} – {_shown(estimate.high, metric)}",
+        mark={1: "best", 2: "second"}.get(rank or 0, ""),
+        shade=round(float(np.clip(quality, 0, 1)), 3) if cell.ok else 0.0,
+        n=cell.n,
+        rank=rank,
+        note=note,
+        flags=raised,
+    )
+
+
+def _shown(value: float, metric: str) -> str:
+    return "∞" if math.isinf(value) else f"{value:.{DECIMALS[metric]}f}"
+
+
+def build_site(leaderboards: Path, out: Path) -> list[Path]:
+    """Write index.html, a page for each model, plots, figures and data into `out`; returns the HTML files.
+
+    Every folder of `leaderboards` with a results.csv is shown, with the comparisons in its `figures` folder and the
+    certificates in its `certificates/<model>` where there are any. Raises InputError where there is nothing to show.
+    """
+    folders = sorted((path.parent for path in leaderboards.glob("*/results.csv")), reverse=True)  # quick comes first
+    if not folders:
+        raise InputError(f"{leaderboards} holds no <protocol>/results.csv; make one with: benchsr run")
+    cards = zoo()
+    boards = {folder: read_leaderboard(folder, cards) for folder in folders}
+    sheets = [Sheet(board, family) for board in boards.values() for family in board.families if board.tables]
+    plots = {board.protocol.id: list(_write_plots(board, out)) for board in boards.values()}
+    figures = {board.protocol.id: _copy_figures(folder, board, out) for folder, board in boards.items()}
+    for folder, board in boards.items():
+        write_atomic(out / "data" / f"{board.protocol.id}.csv", (folder / "results.csv").read_bytes())
+    environment = _environment()
+    shown = {"boards": list(boards.values()), "sheets": sheets, "plots": plots, "figures": figures}
+    pages = {out / "index.html": environment.get_template("index.html.j2").render(shown, printed=judge_printed())}
+    for model in dict.fromkeys(row.card.id for sheet in sheets for row in sheet.rows):
+        extras = {
+            "card": cards[model],
+            "curves": list(_write_curves(model, sheets, out)),
+            "certificates": list(_copy_certificates(model, folders, out)),
+            "views": {sheet: row for sheet in sheets for row in sheet.rows if row.card.id == model},
+        }
+        pages[out / "models" / f"{model}.html"] = environment.get_template("model.html.j2").render(shown | extras)
+    for path, text in pages.items():
+        write_atomic(path, text)
+    return list(pages)
+
+
+def serve_site(folder: Path, port: int = 8000) -> None:
+    """Serve a built page to this machine alone, at 127.0.0.1, until interrupted."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+        server.serve_forever()
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("benchsr.site"),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"notes": notes, "describe": _describe}
+    environment.globals |= {
+        "families": FAMILIES,
+        "layouts": LAYOUTS,
+        "metrics": {name: METRICS[name] for name in SCORED},
+        "flag_texts": FLAGS,
+        "confidence": f"{CONFIDENCE:.0%}",
+    }
+    return environment
+
+
+def _describe(value: object) -> str:
+    """A value of a card in words."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_describe(v)}" for key, v in value.items())
+    return ", ".join(map(_describe, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _write_plots(board: Leaderboard, out: Path) -> Iterator[tuple[str, str]]:
+    """Write the leaderboard's plots as SVG; yields (family, path from the page)."""
+    for name, figure in all_plots(board.tables, board.grid, board.protocol, board.cards):
+        path = f"plots/{board.protocol.id}/{name}.svg"
+        write_atomic(out / path, svg(figure))
+        yield ("compact" if name.endswith(FAMILIES["compact"][0]) else "paper"), path
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG with real text; the same figure is the same bytes."""
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "benchsr"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    return buffer.getvalue()
+
+
+def _write_curves(model: str, sheets: Sequence[Sheet], out: Path) -> Iterator[tuple[Sheet, str]]:
+    for sheet in sheets:
+        cells = {row.card.id: [sheet.board.grid.get((row.card.id, t), NOT_RUN) for t in CURVE] for row in sheet.rows}
+        if model in cells and sum(cell.ok for cell in cells[model]) > 1:
+            path = f"plots/{sheet.board.protocol.id}/curve-{sheet.family}-{model}.svg"
+            write_atomic(out / path, svg(plot_curves(model, cells)))
+            yield sheet, path
+
+
+def plot_curves(model: str, cells: Mapping[str, Sequence[Cell]]) -> Figure:
+    """A panel for each metric: the model's figures over eps with their intervals, the other models thin and grey.
+
+    `cells` holds for each model one cell for each threat of CURVE; incomplete ones are left out. Axes and text are of a
+    grey that can be read on a light and on a dark page.
+    """
+    eps = [255 * float(THREATS[threat].defaults.get("eps", 0.0)) for threat in CURVE]
+    grey, figure = "#808080", Figure(figsize=(10, 3.2), layout="constrained")
+    for i, (ax, metric) in enumerate(zip(figure.subplots(1, len(SCORED)), SCORED, strict=True)):
+        for name, row in cells.items():
+            done = [(x, cell.mean[i], cell.estimate(metric)) for x, cell in zip(eps, row, strict=True) if cell.ok]
+            x, y = [x for x, _, _ in done], [value for _, value, _ in done]
+            if name != model:
+                ax.plot(x, y, color=grey, linewidth=0.8, alpha=0.5)
+                continue
+            ax.fill_between(
+                x, [e.low for *_, e in done], [e.high for *_, e in done], color="#1f9090", alpha=0.25, linewidth=0
+            )
+            ax.plot(x, y, "o-", color="#1f9090", linewidth=2, markersize=4, zorder=3)
+        ax.set_xlabel("eps (1/255)", color=grey)
+        ax.set_title(f"{METRICS[metric].title}{' (dB)' if metric == 'psnr' else ''}", color=grey, fontsize=10)
+        ax.tick_params(colors=grey, labelsize=8)
+        ax.grid(color=grey, alpha=0.25, linewidth=0.6)
+        for edge in ax.spines.values():
+            edge.set_visible(False)
+    return figure
+
+
+def _copy_figures(folder: Path, board: Leaderboard, out: Path) -> list[dict[str, object]]:
+    """Copy what `benchsr figures` wrote; its comparisons with paths from the page."""
+    index = folder / "figures" / "figures.json"
+    if not index.exists():
+        return []
+    where = f"figures/{board.protocol.id}"
+    shutil.copytree(folder / "figures", out / where, dirs_exist_ok=True)
+    comparisons: list[dict[str, object]] = json.loads(index.read_text(encoding="utf-8"))["comparisons"]
+    return [{**comparison, "folder": where} for comparison in comparisons]
+
+
+def _copy_certificates(model: str, folders: Sequence[Path], out: Path) -> Iterator[tuple[str, list[str]]]:
+    """Copy what `benchsr certify` wrote about a model; yields (folder from the page, lines of its text)."""
+    for folder in folders:
+        source = folder / "certificates" / model
+        if (source / "certificate.txt").exists():
+            where = f"certificates/{folder.name}/{model}"
+            shutil.copytree(source, out / where, dirs_exist_ok=True)
+            yield where, (source / "certificate.txt").read_text(encoding="utf-8").splitlines()

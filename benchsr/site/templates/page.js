@@ -1,0 +1,132 @@
+"use strict";
+const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+
+// Light or dark: the system's choice until the button is pressed.
+const theme = document.getElementById("theme");
+const darkNow = () => (document.documentElement.style.colorScheme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+theme.hidden = false;
+theme.addEventListener("click", () => { document.documentElement.style.colorScheme = darkNow() ? "light" : "dark"; });
+
+// The table: everything is in the HTML; what is chosen in the form is shown, and kept in the address.
+const controls = document.getElementById("controls");
+if (controls) {
+  for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
+    const field = controls.elements[name];
+    if (field instanceof RadioNodeList || field?.type !== "checkbox") { if (field) field.value = value; }
+    else field.checked = value === "on";
+  }
+  const chosen = () => Object.fromEntries(new FormData(controls));
+  const sheetFor = ({ protocol, family }) => {
+    const sheets = all(".sheet").filter((s) => s.dataset.protocol === protocol);
+    return sheets.find((s) => s.dataset.family === family) ?? sheets[0];
+  };
+
+  const show = () => {
+    const { protocol, family } = chosen();
+    const sheet = sheetFor({ protocol, family });
+    const heads = all("[scope=colgroup]", sheet);
+    const known = new Set(heads.flatMap((th) => [th.dataset.c, "@" + th.dataset.layout]));
+    for (const option of controls.elements.threats.options) option.disabled = option.value !== "" && !known.has(option.value);
+    if (controls.elements.threats.selectedOptions[0]?.disabled ?? true) controls.elements.threats.value = "";
+    const { threats, metric, find } = chosen();
+    for (const part of all("main [data-protocol]")) {
+      part.hidden = part.dataset.protocol !== protocol || (part.dataset.family !== undefined && part.dataset.family !== sheet.dataset.family);
+    }
+    const columns = new Set(heads.filter((th) => ["", th.dataset.c, "@" + th.dataset.layout].includes(threats)).map((th) => th.dataset.c));
+    const metrics = new Set(all("[data-m]", heads[0].closest("thead")).map((th) => th.dataset.m));
+    const first = metric || [...metrics][0];
+    for (const cell of all("[data-c]", sheet)) {
+      cell.hidden = !columns.has(cell.dataset.c) || Boolean(metric && cell.dataset.m && cell.dataset.m !== metric);
+      if (cell.scope === "colgroup") cell.colSpan = metric ? 1 : metrics.size;
+      else cell.classList.toggle("first", cell.dataset.m === first);
+    }
+    const form = controls.elements;
+    sheet.classList.toggle("shaded", form.shade.checked);
+    sheet.classList.toggle("plain-figures", !form.intervals.checked);
+    const rows = all("tbody tr", sheet);
+    for (const row of rows) {
+      const found = row.dataset.name.toLowerCase().includes(find.trim().toLowerCase());
+      row.hidden = !found || (row.classList.contains("absent") && !form.missing.checked);
+    }
+    const sorted = sheet.querySelector("thead [aria-sort]:not([aria-sort=none])");
+    const by = sorted && (sorted.dataset.c ? `${sorted.textContent} under ${heads.find((th) => th.dataset.c === sorted.dataset.c).textContent}` : "name");
+    document.getElementById("status").textContent =
+      `${rows.filter((row) => !row.hidden).length} of ${rows.length} models, ${columns.size} columns of threats` + (sorted ? `, sorted by ${by}, ${sorted.ariaSort}` : ", in the paper's order");
+  };
+
+  const sort = (th) => {
+    const better = Number(th.dataset.better ?? -1);
+    const first = better > 0 ? "descending" : "ascending"; // the best first
+    const second = better > 0 ? "ascending" : "descending";
+    const direction = th.ariaSort === first ? second : first;
+    for (const other of all("[aria-sort]", th.closest("thead"))) other.ariaSort = "none";
+    th.ariaSort = direction;
+    const sign = direction === "ascending" ? 1 : -1;
+    const cell = (row) => row.querySelector(`td[data-c="${th.dataset.c}"][data-m="${th.dataset.m}"]`);
+    const value = (row) => (th.dataset.c ? (cell(row).dataset.v === "" ? null : Number(cell(row).dataset.v.replace("inf", "Infinity"))) : row.dataset.name);
+    const body = th.closest("table").tBodies[0];
+    const order = (a, b) => (typeof a === "string" ? a.localeCompare(b) : a - b);
+    const keyed = all("tr", body).map((row) => [value(row), row]);
+    keyed.sort(([a], [b]) => (a === null || b === null ? (a === null) - (b === null) : sign * (a === b ? 0 : order(a, b))));
+    body.append(...keyed.map(([, row]) => row));
+    show();
+  };
+
+  for (const button of all(".board thead button")) button.addEventListener("click", () => sort(button.closest("th")));
+  controls.addEventListener("submit", (event) => event.preventDefault());
+  controls.addEventListener("input", () => {
+    const off = Object.fromEntries(all("[type=checkbox]", controls).map((box) => [box.name, "off"]));
+    history.replaceState(null, "", "#" + new URLSearchParams({ ...off, ...chosen() }));
+    show();
+  });
+  show();
+}
+
+// Before and after: two pictures, and a line between them.
+const store = document.getElementById("comparisons");
+if (store) {
+  const boards = JSON.parse(store.textContent);
+  const { picture, left, right } = document.querySelector(".pick").elements;
+  const frame = document.querySelector(".compare");
+  const captions = all(".captions span");
+  const files = document.querySelector(".files");
+  const fill = (select, names, wanted) => {
+    const before = select.value;
+    select.replaceChildren(...names.map((name, i) => new Option(name, i)));
+    select.value = [before, wanted].find((v) => v !== "" && v < names.length) ?? 0;
+  };
+  const scenes = () => boards[controls.elements.protocol.value] ?? [];
+  const draw = () => {
+    const scene = scenes()[picture.value];
+    for (const [k, select] of [left, right].entries()) {
+      const panel = scene.panels[select.value];
+      const image = frame.querySelector(k ? ".right" : ".left");
+      image.src = `${scene.folder}/${panel.file}`;
+      image.alt = `${panel.title}: ${panel.caption}`;
+      captions[k].textContent = `${panel.title} · ${panel.caption}`;
+    }
+    files.replaceChildren("All models side by side: ", ...["png", "pdf"].flatMap((kind) => {
+      const link = Object.assign(document.createElement("a"), { href: `${scene.folder}/${scene[kind]}`, textContent: kind.toUpperCase() });
+      return [link, " "];
+    }));
+  };
+  const panels = () => {
+    const scene = scenes()[picture.value];
+    const names = scene.panels.map((panel) => panel.title);
+    fill(left, names, names.findIndex((name) => name.endsWith("clean input")));
+    fill(right, names, names.length - 1);
+    draw();
+  };
+  const restart = () => {
+    document.getElementById("compare").hidden = scenes().length === 0;
+    if (scenes().length === 0) return;
+    fill(picture, scenes().map((scene) => scene.title), 0);
+    panels();
+  };
+  frame.querySelector("input").addEventListener("input", (event) => frame.style.setProperty("--cut", `${event.target.value}%`));
+  picture.addEventListener("input", panels);
+  left.addEventListener("input", draw);
+  right.addEventListener("input", draw);
+  controls.elements.protocol.addEventListener("input", restart);
+  restart();
+}
