@@ -71,7 +71,7 @@ class APGD(StrongPGD):
         """The steps at which progress is judged: ceil(p_j steps), p_j+1 = p_j + max(p_j - p_j-1 - 0.03, 0.06)."""
         before, p, found = 0.0, 0.22, []
         while p <= 1:
-            found.append(ceil(p * steps))
+            found.append(ceil(round(p * steps, 6)))  # 0.57 * 100 is a little more than 57
             before, p = p, p + max(p - before - 0.03, 0.06)
         return sorted(set(found))
 
