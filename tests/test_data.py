@@ -159,6 +159,21 @@ def test_images_of_any_mode_become_rgb(
     )
 
 
+def test_colour_of_16_bit_is_read_with_8(tmp_path: Path) -> None:
+    """A PNG written by hand, as Pillow writes none: one filter byte a row, then big-endian samples."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    values = np.random.default_rng(0).integers(0, 65536, (10, 12, 3))
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = (12).to_bytes(4, "big") + (10).to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    expected = torch.from_numpy(values / 65535).permute(2, 0, 1).float()
+    torch.testing.assert_close(read_image(tmp_path / "a.png"), expected, atol=1 / 255, rtol=0)
+
+
 def test_a_palette_with_a_transparent_colour_lies_on_white(tmp_path: Path) -> None:
     image = Image.new("P", (12, 10), 1)
     image.putpalette([0, 0, 0, 255, 0, 0])
@@ -316,6 +331,15 @@ def test_pairs_are_matched_by_name(tmp_path: Path, hr: str, lr: str, crop: int |
         assert sample.lr.shape == ((3, 10, 12) if crop is None else (3, 9, 9))
         if "jpg" not in hr:
             assert torch.equal(sample.lr, sample.hr[:, ::4, ::4])
+
+
+def test_the_first_samples_are_the_same_samples(tmp_path: Path) -> None:
+    for seed, name in enumerate("abc"):
+        put(tmp_path / f"{name}.png", seed=seed)
+    whole = load_dataset(tmp_path, crop=8)
+    assert whole.first(2).ids == ["a", "b"]
+    assert whole.first(2).sample_key("b") == whole.sample_key("b")
+    assert whole.first(None).fingerprint() == whole.first(9).fingerprint() == whole.fingerprint()
 
 
 def test_hr_alone_in_its_folder(tmp_path: Path) -> None:
