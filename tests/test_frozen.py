@@ -70,7 +70,7 @@ def test_checkpoints_change_the_bytes_kept_and_nothing_else(autocast: bool) -> N
 
 
 def test_thawed_weights_get_their_gradients() -> None:
-    plain = tiny_rrdb().requires_grad_(True)
+    plain = tiny_rrdb().to(memory_format=torch.channels_last).requires_grad_(True)
     thawed = freeze(copy.deepcopy(plain)).requires_grad_(True)
     lr = images(1, 12)[0].requires_grad_()
     plain(lr).sum().backward()
