@@ -60,7 +60,8 @@ class L2:
 
     def norm(self, delta: Tensor) -> Tensor:
         """Norm of each perturbation of `delta` (N, ...): shape (N,)."""
-        return torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        norms: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        return norms
 
 
 Ball = Linf | L2

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from benchsr.downloads import cache_dir, package_file, package_path, require_sha256, shown, url_file, url_path
 from benchsr.frozen import freeze
-from benchsr.frozen import freeze
 from benchsr.ncnn import read_ncnn
 from benchsr.registry import Registry
 from benchsr.types import SCALE, CardError, InputError, IntegrityError, ModelError, UnavailableError

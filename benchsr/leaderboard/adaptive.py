@@ -101,6 +101,6 @@ def helps(found: Sequence[Contrast], cards: Mapping[str, CardInfo]) -> list[Help
 
 def _root(card: CardInfo, cards: Mapping[str, CardInfo]) -> str:
     """The card that owns the network."""
-    while card.base in cards:
+    while card.base is not None and card.base in cards:
         card = cards[card.base]
     return card.id

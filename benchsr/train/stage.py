@@ -51,7 +51,7 @@ class StageRun:
         self.threat = stage.load_threat()
         self.content = Objective(stage.l1, stage.perceptual, stage.perceptual_net)
         network = self._place(network)
-        self.ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(stage.ema))  # type: ignore[no-untyped-call]
+        self.ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(stage.ema))
         self.generator, self.optimiser = self._prepare(network)
         self.judge: Any = None
         self.judge_optimiser: Any = None
