@@ -24,7 +24,7 @@ class _InputOnlyConv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,) = ctx.saved_tensors
-        grad = conv2d_input(ctx.shape, weight.to(grads[0].dtype), grads[0], *ctx.how)  # type: ignore[no-untyped-call]
+        grad = conv2d_input(ctx.shape, weight.to(grads[0].dtype), grads[0], *ctx.how)
         return grad, None, None, None
 
 
