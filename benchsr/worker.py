@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -44,6 +44,21 @@ class Cell:
     def network_card(self) -> Card:
         """A card whose weights are the network's."""
         return next(iter(self.models.values()))
+
+    def shards(self, todo: Iterable[Record], size: int) -> list[Cell]:
+        """This cell cut into cells of `size` images, holding only those of its records that are in `todo`."""
+        by_image: dict[str, list[Record]] = {}
+        for record in todo:
+            by_image.setdefault(record.image, []).append(record)
+        images = list(by_image)
+        return [
+            replace(
+                self,
+                records=tuple(record for image in part for record in by_image[image]),
+                attack_keys={image: self.attack_keys[image] for image in part},
+            )
+            for part in (images[start : start + size] for start in range(0, len(images), size))
+        ]
 
 
 @dataclass(frozen=True)
@@ -95,10 +110,10 @@ class Worker:
         self._network: tuple[str, nn.Module] | None = None
         self._features: dict[tuple[str, Objective], Tensor | None] = {}
 
-    def run(self, cell: Cell, todo: Sequence[Record]) -> Iterator[Record]:
-        """Compute `todo`, templates of `cell`, and yield each as it is done; what goes wrong becomes its reason."""
+    def run(self, cell: Cell) -> Iterator[Record]:
+        """Compute the records of `cell`, and yield each as it is done; what goes wrong becomes its reason."""
         by_image: dict[str, list[Record]] = {}
-        for template in todo:
+        for template in cell.records:
             by_image.setdefault(template.image, []).append(template)
         images = list(by_image)
         for start in range(0, len(images), self.batch_size):
@@ -171,11 +186,11 @@ class Worker:
             self.cache.put(cell.attack_keys[sample.id], attacked[i], done[-1].report)
         return done
 
-    def _score(self, cell: Cell, template: Record, attacked: Attacked) -> Record:
-        sample, settings = attacked.sample, self.protocol.metrics
-        threat = self.protocol.threat(cell.threat)
-        model = smoothed_for(cell.models[template.model], threat.like, self._load(cell), self.protocol.seed)
-        x, hr = attacked.lr[None].to(self.device), sample.hr[None].to(self.device)
+    def _answers(self, cell: Cell, model_id: str, attacked: Attacked) -> tuple[Tensor, float]:
+        """What a model makes of an attacked image, (k, 3, 4h, 4w) in [0, 1] for k evaluations, and seconds for each."""
+        threat, sample = self.protocol.threat(cell.threat), attacked.sample
+        model = smoothed_for(cell.models[model_id], threat.like, self._load(cell), self.protocol.seed)
+        x = attacked.lr[None].to(self.device)
         started = time.perf_counter()
         with torch.no_grad():
             if isinstance(model, Randomised):
@@ -183,14 +198,20 @@ class Worker:
             else:
                 answers = [model(x)]
         seconds = (time.perf_counter() - started) / len(answers)
-        if answers[0].shape != hr.shape:
-            raise ModelError(f"the model turned {tuple(x.shape)} into {tuple(answers[0].shape)}, not {tuple(hr.shape)}")
-        sr, hr = torch.cat(answers).float(), hr.expand(len(answers), -1, -1, -1)
+        expected = (1, *sample.hr.shape)
+        if answers[0].shape != expected:
+            raise ModelError(f"the model turned {tuple(x.shape)} into {tuple(answers[0].shape)}, not {expected}")
+        sr = torch.cat(answers).float()
         if not bool(torch.isfinite(sr).all()):
             raise ModelError("the model returned NaN or infinite values")
-        sr = sr.clamp(0, 1)
+        return sr.clamp(0, 1), seconds
+
+    def _score(self, cell: Cell, template: Record, attacked: Attacked) -> Record:
+        sample, settings = attacked.sample, self.protocol.metrics
+        sr, seconds = self._answers(cell, template.model, attacked)
+        hr = sample.hr[None].to(self.device).expand_as(sr)
         rounded = (sr * 255).round() / 255 if settings.quantise_sr else sr
-        paired = threat.spec.kind == "dataset"
+        paired = self.protocol.threat(cell.threat).spec.kind == "dataset"
         delta = (attacked.lr - sample.lr).double()
         return replace(
             template,
