@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import csv
 import hashlib
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,11 +21,14 @@ import pytest
 import spandrel
 import torch
 import torch.nn.functional as F
+import typer
 from accelerate import Accelerator
 from PIL import Image
 from torch import nn
+from typer.testing import CliRunner
 
 from benchsr.models import zoo
+from benchsr.train import train
 from benchsr.train.crops import Crops, load_images
 from benchsr.train.curves import plot_curves
 from benchsr.train.loop import Job, Trainer, export
@@ -396,3 +401,45 @@ def test_published_weights_carry_their_provenance(folder: Path, tmp_path: Path, 
     (cards / "tiny.toml").write_text(text.replace("steps = 2", "steps = 3", 1))
     with pytest.raises(IntegrityError, match="another recipe"):
         publish(task.out, cards)
+
+
+def test_command_line_trains_resumes_and_plots(folder: Path, tmp_path: Path) -> None:
+    card = tmp_path / "tiny.toml"
+    texts = "\n".join(f'{name} = "x"' for name in ("title", "licence", "paper", "training_data", "fine_tuning_data"))
+    about = f'{texts}\nfamily = "compact"\n[[weights]]\nformat = "safetensors"'
+    card.write_text(CARD.format(zeros="0" * 64, steps=2).replace("[[weights]]", about))
+    app = typer.Typer()
+    app.command()(train)
+    args = [str(card), "--data", str(folder), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    runner = CliRunner()
+    first = runner.invoke(app, args, catch_exceptions=False)
+    assert first.exit_code == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("checkpoint.pt", "curves.png", "log.csv", "tiny-tiny.safetensors", "tiny.json")
+    }
+    command = json.loads((tmp_path / "out" / "tiny.json").read_text())["command"]
+    assert command.startswith("benchsr train ")
+    runner.invoke(app, [*args, "--resume", "--steps", "5"], catch_exceptions=False)
+    assert [row["step"] for row in log_rows(tmp_path / "out")] == ["0", "1", "2", "3", "4"]
+    for wrong, message in (["--device", "tpu"], "auto, cpu or cuda"), (["--data", "absent"], "--data DIR"):
+        with pytest.raises(InputError, match=message):
+            runner.invoke(app, [*args, *wrong], catch_exceptions=False)
+
+
+def test_two_processes_take_the_steps_of_one(folder: Path, tmp_path: Path, accelerator: Accelerator) -> None:
+    stage = {"steps": 4, "batch": 4}
+    alone = job(folder, tmp_path / "alone", stage)
+    Trainer(alone, accelerator).run()
+    here = Path(__file__).parent
+    paths, out = [str(here), str(here.parent)], tmp_path / "together"
+    script = tmp_path / "script.py"
+    text = textwrap.dedent(KILLED).replace("*STAGES", "{stage}")
+    script.write_text(text.format(paths=paths, folder=str(folder), out=str(out), stage=stage))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(script)]
+    subprocess.run(torchrun, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert [row["step"] for row in log_rows(out)] == ["0", "1", "2", "3"]
+    weights = [
+        spandrel.ModelLoader("cpu").load_from_file(path / "tiny-tiny.safetensors").model for path in (alone.out, out)
+    ]
+    for a, b in zip(weights[0].parameters(), weights[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-3)

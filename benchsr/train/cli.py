@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from torch import nn
 
-from benchsr.models import load_card, load_network
-from benchsr.train.recipe import Recipe, Scale, parse_recipe
-from benchsr.types import InputError, UnavailableError
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch and accelerate take seconds to import, which `benchsr --help` should not
     from accelerate import Accelerator
+    from torch import nn
+
+    from benchsr.train.recipe import Recipe
+
+Scale = Literal["compact", "paper"]
 
 
 def starting_network(recipe: Recipe, seed: int) -> tuple[str, nn.Module]:
@@ -22,7 +22,9 @@ def starting_network(recipe: Recipe, seed: int) -> tuple[str, nn.Module]:
 
     Raises UnavailableError where `recipe.start` names cards and none of their weights can be had.
     """
+    from benchsr.models import load_network
     from benchsr.train.networks import new_generator
+    from benchsr.types import UnavailableError
 
     reasons = []
     for card_id in recipe.start:
@@ -37,6 +39,8 @@ def starting_network(recipe: Recipe, seed: int) -> tuple[str, nn.Module]:
 
 def accelerator_for(device: str) -> Accelerator:
     """Accelerate's view of `device` ("auto", "cpu" or "cuda"), bfloat16 autocast; torchrun's processes are found."""
+    from benchsr.types import InputError, UnavailableError
+
     try:
         from accelerate import Accelerator
     except ModuleNotFoundError as error:
@@ -67,10 +71,12 @@ def train(
 ) -> None:
     """Train a model by the recipe in its card; on N devices: torchrun --nproc-per-node N -m benchsr.train RECIPE ..."""
     accelerator = accelerator_for(device)
+    from benchsr.models import load_card
     from benchsr.train.crops import load_images
     from benchsr.train.curves import plot_curves
     from benchsr.train.loop import Job, Trainer
     from benchsr.train.provenance import provenance, write_provenance
+    from benchsr.train.recipe import parse_recipe
 
     is_card = recipe.endswith(".toml")
     prefix = "compact-" if scale == "compact" and not is_card else ""

@@ -32,15 +32,15 @@ def load_images(folder: Path, crop: int, held_out: int, held_out_crop: int, prog
     """Decode every image below `folder` once.
 
     `held_out` of them, evenly spaced in the order of their paths, are set aside as validation samples: LR crops of
-    `held_out_crop` pixels from their centre. Every image must hold LR crops of both sizes. Raises InputError naming the
-    folder or the file that cannot be used.
+    `held_out_crop` pixels from their centre. Every image must be large enough for both crops. Raises InputError naming
+    the folder or the file that cannot be used.
     """
     if not folder.is_dir():
         raise InputError(f"no folder {folder}; give the HR images to train on with --data DIR")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     if len(paths) <= held_out:
         raise InputError(f"{folder} holds {len(paths)} images; training needs more than the {held_out} held out")
-    side = SCALE * max(crop, held_out_crop)
+    side = SCALE * max(crop, held_out_crop if held_out else 0)
     digest = hashlib.sha256()
     images, samples = [], []
     chosen = {i * len(paths) // max(held_out, 1) for i in range(held_out)}

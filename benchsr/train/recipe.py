@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
@@ -107,9 +107,6 @@ class Recipe(_Table):
             return self
         stages = tuple(stage.model_copy(update={"steps": steps}) for stage in self.stages)
         return self.model_copy(update={"stages": stages})
-
-
-Scale = Literal["compact", "paper"]
 
 
 def parse_recipe(table: dict[str, Any] | None, card_id: str) -> Recipe:
