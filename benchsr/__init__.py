@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from benchsr.certificate import Certificate as Certificate
+    from benchsr.certificate import certify as certify
     from benchsr.metrics import lpips as lpips
     from benchsr.metrics import psnr as psnr
     from benchsr.metrics import ssim as ssim
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BenchsrError": "types",
+    "Certificate": "certificate",
+    "certify": "certificate",
     "load_model": "smoothing",
     "load_threat": "threats",
     "lpips": "metrics",

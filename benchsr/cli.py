@@ -351,6 +351,86 @@ app.command(
 )(train)
 
 
+@app.command(
+    epilog=examples(
+        "benchsr certify small.png --model compact-certsr --sigma 0.06 --eps 0.05",
+        "benchsr certify small.png --model impressionism-ntire --n 1001 --confidence 0.999 --crop 24 --simultaneous",
+    )
+)
+def certify(
+    image: Annotated[Path, typer.Argument(help="An LR image.")],
+    model: Annotated[str, typer.Option(help="Model id or card file; of a smoothed one its network.")],
+    sigma: Annotated[float, typer.Option(help="Standard deviation of the noise, pixels being in [0, 1].")] = 0.06,
+    eps: Annotated[float, typer.Option(help="l2 radius to certify, over the whole LR image.")] = 0.05,
+    n: Annotated[int, typer.Option(help="Draws.")] = 101,
+    confidence: Annotated[float, typer.Option(help="Of each bound, or of all together.")] = 0.95,
+    simultaneous: Annotated[bool, typer.Option("--simultaneous", help="All bounds of the image together.")] = False,
+    crop: Annotated[int, typer.Option(help="Side of a centred LR crop: memory and time grow with its area.")] = 32,
+    results: Annotated[Path, typer.Option(help="results.csv whose attacks are put beside the radius.")] = Path(
+        "leaderboards/quick/results.csv"
+    ),
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for bounds, widths, curves and text.")] = Path(
+        "certificate"
+    ),
+    device: Device = "auto",
+    seed: Seed = None,
+) -> None:
+    """Bound what any small change of one image can do to the median-smoothed model."""
+    from benchsr.certificate import attack_norms, write_report
+    from benchsr.data import read_image
+    from benchsr.models import load_card, load_network
+    from benchsr.runner import pick_device
+
+    target = pick_device(device)
+    lr = read_image(image)
+    top, left = (max(0, (side - crop) // 2) for side in lr.shape[1:])
+    lr = lr[:, top : top + crop, left : left + crop].to(target)
+    norms = attack_norms(results) if results.exists() else {}
+    network = load_network(load_card(model), target)
+    with out.status(f"{n} draws of {model} on {lr.shape[2]} x {lr.shape[1]} pixels"):
+        lines = write_report(
+            out_dir, network, lr, sigma, eps, n, confidence, seed or 0, simultaneous=simultaneous, norms=norms
+        )
+    out.print("\n".join(lines), highlight=False)
+    out.print(f"Written: {out_dir}")
+
+
+@app.command(
+    "tune-sigma",
+    epilog=examples("benchsr tune-sigma my-model.toml --threat pgd,noise --dataset held-out-photos/ --crop 32"),
+)
+def tune_sigma(
+    model: Annotated[str, typer.Argument(help="Model id or card file; the card is changed.")],
+    threat: Annotated[str, typer.Option(help="Threat ids, separated by commas.")],
+    dataset: Annotated[str, typer.Option(help="Folder of images that no leaderboard is evaluated on.")],
+    protocol: ProtocolName = "quick",
+    crop: Annotated[int | None, typer.Option(help="Side of a centred LR crop.")] = 32,
+    limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
+    out_file: Annotated[Path, typer.Option("--out", help="Plot of LPIPS, PSNR and SSIM against sigma.")] = Path(
+        "sigma.png"
+    ),
+) -> None:
+    """Choose the noise of a smoothed model by LPIPS on held-out images, and write it into its card.
+
+    A card with a sigma for each threat gets those of the threats named; any other gets one sigma for all of them.
+    """
+    from benchsr.models import load_card, load_network, zoo_dir
+    from benchsr.protocol import load_protocol
+    from benchsr.threats import THREATS
+    from benchsr.tuning import held_out, plot, try_sigmas, write_choice
+
+    card, chosen = load_card(model), load_protocol(protocol)
+    path = Path(model) if model.endswith(".toml") else zoo_dir() / f"{card.id}.toml"
+    data = held_out(dataset, crop, limit)
+    draws = card.smoothing.n if card.smoothing else 21
+    with out.status(f"{card.id} on {len(data)} images"):
+        figures = try_sigmas(load_network(card), data, chosen, THREATS.select(threat), n=draws)
+    out.print(figures.to_string(index=False, float_format="%.4f"), highlight=False)
+    plot(figures, f"{card.title}: {len(data)} held-out images").savefig(out_file, dpi=110)
+    for name, sigma in write_choice(path, card, figures, data, chosen).items():
+        out.print(f"sigma {sigma:g} {f'against {name}' if name else 'against all threats'}: {path}")
+
+
 def parse_settings(pairs: list[str]) -> dict[str, float | int | bool | str]:
     """Turn ["eps=0.03", "steps=20"] into typed settings. Raises InputError for anything not name=value."""
     settings: dict[str, float | int | bool | str] = {}

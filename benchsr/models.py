@@ -167,11 +167,13 @@ Sigma = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 class Smoothing(_Table):
     """Median randomized smoothing: `n` draws; `sigma` in [0, 1] pixel units for all threats, or one for each.
 
-    A threat that the table leaves out meets the network unsmoothed.
+    A threat that the table leaves out meets the network unsmoothed. `chosen` tells how sigma was chosen
+    (`benchsr tune-sigma` writes it).
     """
 
     n: int = Field(21, ge=1, le=100_001)
     sigma: Sigma | dict[Id, Sigma]
+    chosen: Text | None = None
 
 
 class Card(_Table):
