@@ -1,0 +1,175 @@
+"""Time, memory and strength side by side with the plain implementation, and how cost grows. `tox -e bench` runs them.
+
+Within a round all contestants run one after another, so that what disturbs the machine disturbs all of them; what
+pytest-benchmark itself times is the last. Everything that `report.py` needs is in `extra_info`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.workloads import (
+    ATTACKS,
+    CONTESTANTS,
+    DEVICE,
+    TASKS,
+    Job,
+    kept_bytes,
+    network,
+    peak_bytes,
+    perceptual,
+    prepare,
+    strength,
+    timed,
+)
+
+SIDES = {"rrdb-23": 48, "compact": 64}
+ROUNDS = 2
+DIV2K = (339, 510)
+"""LR height and width of a typical DIV2K validation image."""
+
+
+def contestants(task: str) -> list[str]:
+    """bf16 is an option of attacks only: what is scored is computed in float32."""
+    return [c for c in CONTESTANTS if c != "bf16" or task in ATTACKS]
+
+
+def side_by_side(benchmark: BenchmarkFixture, job: Job, rounds: int = ROUNDS) -> None:
+    """Time all contestants at `job`, round by round, and judge how far the attacks got."""
+    jobs = {c: replace(job, contestant=c) for c in contestants(job.attack)}
+    works: dict[str, Callable[[], Tensor]] = {}
+    for name, own in jobs.items():
+        prepare(replace(own, attack="fgsm", steps=None) if job.attack in ATTACKS else replace(own, draws=2))()
+        works[name] = prepare(own)
+    *others, last = works
+    times: dict[str, list[dict[str, float]]] = {name: [] for name in works}
+
+    def run(names: Iterable[str]) -> None:
+        for name in names:
+            times[name].append(timed(works[name]))
+
+    benchmark.pedantic(run, args=([last],), setup=lambda: run(others), rounds=rounds)
+    benchmark.extra_info |= {
+        "kind": "speed",
+        "job": asdict(job),
+        "weights": network(job.network)[1],
+        "trunk": perceptual(job.trunk)[1],
+        "load": os.getloadavg()[0],
+        "times": times,
+    }
+    if job.attack in ATTACKS:
+        benchmark.extra_info["strength"] = {name: strength(job, work()) for name, work in works.items()}
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", SIDES)
+def test_speed(benchmark: BenchmarkFixture, name: str, task: str) -> None:
+    side_by_side(benchmark, Job(name, task, "", SIDES[name], SIDES[name]))
+
+
+MALLOC = {"live": {"MALLOC_MMAP_THRESHOLD_": "262144"}, "resident": {}}
+"""glibc returns large blocks to the system at once ("live"), or keeps what it thinks it can use again ("resident")."""
+
+
+@pytest.mark.parametrize("malloc", MALLOC if DEVICE == "cpu" else ["live"])
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", SIDES)
+def test_memory(benchmark: BenchmarkFixture, name: str, task: str, malloc: str) -> None:
+    """Peak growth of a fresh process. Two steps: from the second on the peak of an attack stays where it is."""
+    steps = 2 if task in ("pgd", "cw") else None
+    jobs = {c: Job(name, task, c, SIDES[name], SIDES[name], steps=steps) for c in contestants(task)}
+
+    def measure() -> dict[str, int]:
+        return {c: in_fresh_process(job, MALLOC[malloc]) for c, job in jobs.items()}
+
+    benchmark.extra_info |= {"kind": "memory", "malloc": malloc, "job": asdict(jobs["plain"])}
+    if task in ATTACKS:
+        benchmark.extra_info["kept_bytes"] = {c: kept_bytes(job) for c, job in jobs.items() if c != "plain"}
+    benchmark.extra_info["peak_bytes"] = benchmark.pedantic(measure, rounds=1)
+
+
+def in_fresh_process(job: Job, environment: dict[str, str]) -> int:
+    """Peak bytes of `job`."""
+    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.workloads", json.dumps(asdict(job))],
+        env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return int(done.stdout.split()[-1])
+
+
+GROWTH = {
+    **{f"images {n}": Job("compact", "pgd", "", 32, 32, images=n, steps=2) for n in (1, 2, 4, 8)},
+    **{f"side {s}": Job("compact", "pgd", "", s, s, steps=2) for s in (32, 64, 128)},
+    **{f"draws {n}": Job("compact", "mrs", "", 32, 32, draws=n) for n in (21, 101)},
+}
+
+
+@pytest.mark.parametrize("case", GROWTH)
+def test_growth(benchmark: BenchmarkFixture, case: str) -> None:
+    side_by_side(benchmark, GROWTH[case])
+    benchmark.extra_info["kind"] = "growth"
+
+
+def ceilings(device: str, copy_bytes: int = 1 << 30, side: int = 8192) -> dict[str, float]:
+    """What the device can do: bytes moved a second (read and written) by a copy, FLOP a second of a bf16 product."""
+    source = torch.zeros(copy_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    a = torch.ones(side, side, dtype=torch.bfloat16, device=device)
+    works: dict[str, tuple[float, Callable[[], Tensor]]] = {
+        "bytes_per_second": (2 * copy_bytes, lambda: target.copy_(source)),
+        "flop_per_second": (2 * side**3, lambda: a @ a),
+    }
+    return {name: amount / median_seconds(work) for name, (amount, work) in works.items()}
+
+
+def median_seconds(work: Callable[[], Tensor], rounds: int = 5) -> float:
+    """Median of `rounds` after one to warm up."""
+    return statistics.median([timed(work)["seconds"] for _ in range(rounds + 1)][1:])
+
+
+def whole_image(job: Job) -> dict[str, float]:
+    """One PGD step, one forward pass, peak memory and arithmetic of one image; `job.steps` is how many are averaged."""
+    assert job.steps
+    short, long = prepare(replace(job, steps=1)), prepare(replace(job, steps=1 + job.steps))
+    model = network(job.network)[0].to(job.device)
+    lr = torch.rand(1, 3, job.height, job.width, device=job.device)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            sr: Tensor = model(lr)
+        return sr
+
+    with FlopCounterMode(display=False) as one:
+        short()
+    with FlopCounterMode(display=False) as more:
+        long()
+    return {
+        "step_seconds": (median_seconds(long, 3) - median_seconds(short, 3)) / job.steps,
+        "forward_seconds": median_seconds(forward, 3),
+        "step_flop": (more.get_total_flops() - one.get_total_flops()) / job.steps,
+        "peak_bytes": peak_bytes(job),
+    }
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="whole DIV2K images through RRDB-23 need a GPU to be timed in minutes")
+@pytest.mark.parametrize("contestant", CONTESTANTS)
+def test_whole_image(benchmark: BenchmarkFixture, contestant: str) -> None:
+    job = Job("rrdb-23", "pgd", contestant, *DIV2K, steps=10, trunk="vgg19")
+    benchmark.extra_info |= {"kind": "whole image", "job": asdict(job), "weights": network(job.network)[1]}
+    benchmark.extra_info |= {"ceilings": ceilings(DEVICE), **benchmark.pedantic(lambda: whole_image(job), rounds=1)}

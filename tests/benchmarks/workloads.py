@@ -1,0 +1,209 @@
+"""What the benchmarks run. As a program (`python -m benchmarks.workloads JOB.json`) it prints one job's peak memory."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import psutil
+import torch
+import torchvision
+from conftest import tiny_rrdb
+from torch import Tensor, nn
+
+from benchmarks import plain
+from benchsr import objectives
+from benchsr.attacks import CW, FGSM, PGD, GradientAttack
+from benchsr.frozen import freeze
+from benchsr.memory import bytes_per_pixel
+from benchsr.metrics import lpips, psnr, ssim
+from benchsr.models import load_network
+from benchsr.objectives import Objective
+from benchsr.perceptual import VGGTrunk, lpips_net, vgg_trunk
+from benchsr.smoothing import Smoothed
+from benchsr.types import BenchsrError, UnavailableError
+from benchsr.worker import Autocast
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CONTESTANTS = ("plain", "fp32", "bf16")
+NETWORKS = {"rrdb-23": ("impressionism-ntire", 64, 23), "compact": ("compact-esrgan", 32, 3)}
+"""Zoo entry, and filters and blocks of the random network that stands in where its weights cannot be had."""
+LAYERS = {"vgg16": 29, "vgg19": 35}
+SIGMA = 0.03
+
+
+@dataclass(frozen=True)
+class Job:
+    """One contestant's work: `attack` ("mrs" and "metrics" too) on `images` LR of `height` x `width` pixels."""
+
+    network: str
+    attack: str
+    contestant: str
+    height: int
+    width: int
+    images: int = 1
+    steps: int | None = None
+    draws: int = 21
+    trunk: str = "vgg16"
+    device: str = DEVICE
+
+
+@cache
+def network(name: str) -> tuple[nn.Module, str]:
+    """A frozen network and what its weights are."""
+    entry, filters, blocks = NETWORKS[name]
+    try:
+        return freeze(load_network(entry)), entry
+    except BenchsrError:
+        return freeze(tiny_rrdb(0, filters, blocks)), "seeded random"
+
+
+@cache
+def perceptual(net: str) -> tuple[nn.Module, str]:
+    """A perceptual trunk and what its weights are."""
+    try:
+        return vgg_trunk("vgg19" if net == "vgg19" else "vgg16"), "ImageNet"
+    except UnavailableError:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            features = getattr(torchvision.models, net)(weights=None).features[: LAYERS[net]]
+        return freeze(VGGTrunk(features)), "seeded random"
+
+
+def trunk(net: str) -> nn.Module:
+    """What stands in for `benchsr.objectives.vgg_trunk`, so that a machine without its weights can be measured."""
+    return perceptual(net)[0]
+
+
+def objective(job: Job) -> Objective:
+    """L1 + perceptual, weights one."""
+    return Objective(net="vgg19" if job.trunk == "vgg19" else "vgg16")
+
+
+def kept_bytes(job: Job) -> float:
+    """What `benchsr.memory` plans with: bytes that one gradient keeps."""
+    net = network(job.network)[0].to(job.device)
+    model = Autocast(net) if job.contestant == "bf16" else net
+    return job.height * job.width * bytes_per_pixel(model, objective(job), torch.device(job.device))
+
+
+def scene(job: Job) -> tuple[Tensor, Tensor]:
+    """Synthetic LR and HR: smooth random shapes with some noise, so that there is something to super-resolve."""
+    gen = torch.Generator().manual_seed(0)
+    shape = (job.images, 3, 4 * job.height, 4 * job.width)
+    coarse = torch.rand((job.images, 3, max(2, job.height // 4), max(2, job.width // 4)), generator=gen)
+    hr = torch.nn.functional.interpolate(coarse, shape[2:], mode="bicubic").clamp(0, 1)
+    hr = (hr + 0.02 * torch.randn(shape, generator=gen)).clamp(0, 1)
+    lr = torch.nn.functional.interpolate(hr, scale_factor=0.25, mode="area")
+    return lr.to(job.device), hr.to(job.device)
+
+
+Make = Callable[[Job, nn.Module, Tensor, Tensor], Callable[[], Tensor]]
+"""(job, frozen network, LR, HR) -> the work."""
+
+
+def prepare(job: Job) -> Callable[[], Tensor]:
+    """Load what `job` needs and return the work itself: attacked LR, median SR, or the metrics' figures."""
+    lr, hr = scene(job)
+    net = network(job.network)[0].to(job.device)
+    return TASKS[job.attack](job, net, lr, hr)
+
+
+def _attack(ours: Callable[..., GradientAttack], by_hand: Callable[..., Tensor]) -> Make:
+    def make(job: Job, net: nn.Module, lr: Tensor, hr: Tensor) -> Callable[[], Tensor]:
+        steps = {"steps": job.steps} if job.steps else {}
+        if job.contestant == "plain":
+            net, loss_net = plain.thawed(net), plain.thawed(trunk(job.trunk).to(job.device))
+
+            def attack() -> Tensor:
+                torch.manual_seed(0)
+                pairs = zip(lr.split(1), hr.split(1), strict=True)
+                attacked = torch.cat([by_hand(net, loss_net, x, y, **steps) for x, y in pairs])
+                net.zero_grad()
+                loss_net.zero_grad()
+                return attacked
+
+            return attack
+        model = Autocast(net) if job.contestant == "bf16" else net
+        attacker = ours(model, objective=objective(job), **steps)
+        return lambda: attacker(lr, hr)
+
+    return make
+
+
+def _median(job: Job, net: nn.Module, lr: Tensor, hr: Tensor) -> Callable[[], Tensor]:
+    if job.contestant == "plain":
+        by_hand = plain.thawed(net)
+        return lambda: plain.median_of_draws(by_hand, lr, SIGMA, job.draws)
+    smoothed = Smoothed(Autocast(net) if job.contestant == "bf16" else net, SIGMA, job.draws)
+
+    def median() -> Tensor:
+        with torch.no_grad():
+            sr: Tensor = smoothed(lr)
+        return sr
+
+    return median
+
+
+def _metrics(job: Job, net: nn.Module, lr: Tensor, hr: Tensor) -> Callable[[], Tensor]:
+    sr = (hr + 0.05).clamp(0, 1)
+    if job.contestant == "plain":
+        by_hand = plain.thawed(lpips_net().to(job.device))
+        return lambda: torch.tensor(
+            [plain.metrics(by_hand, a, b) for a, b in zip(sr.split(1), hr.split(1), strict=True)]
+        )
+    return lambda: torch.stack([psnr(sr, hr), ssim(sr, hr), lpips(sr, hr)], dim=1)
+
+
+TASKS: dict[str, Make] = {
+    "fgsm": _attack(FGSM, plain.fgsm),
+    "pgd": _attack(PGD, plain.pgd),
+    "cw": _attack(CW, plain.cw),
+    "mrs": _median,
+    "metrics": _metrics,
+}
+ATTACKS = ("fgsm", "pgd", "cw")
+
+
+def timed(work: Callable[[], Tensor]) -> dict[str, float]:
+    """Wall-clock and processor seconds of `work`; the latter hold on a busy machine too."""
+    started, cpu = time.perf_counter(), time.process_time()
+    work()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
+
+
+def strength(job: Job, attacked: Tensor) -> dict[str, float]:
+    """The objective, in float32, before and after an attack: one judge for all contestants."""
+    lr, hr = scene(job)
+    net = network(job.network)[0].to(job.device)
+    with torch.no_grad():
+        bound = objective(job).bind(hr)
+        return {name: float(bound(net(x)).mean()) for name, x in (("loss_clean", lr), ("loss_attacked", attacked))}
+
+
+def peak_bytes(job: Job) -> int:
+    """How far memory grows while `job` runs: resident memory of this process (Linux), or the GPU allocator's."""
+    prepare(replace(job, height=8, width=8, images=1, draws=2, steps=job.steps and 1))()  # libraries' own buffers
+    work = prepare(job)
+    if job.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return int(torch.cuda.max_memory_allocated()) - before
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    rss = psutil.Process().memory_info().rss
+    work()
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 - rss
+
+
+if __name__ == "__main__":
+    vars(objectives)["vgg_trunk"] = trunk
+    print(peak_bytes(Job(**json.loads(sys.argv[1]))))
