@@ -27,7 +27,7 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from benchsr.models import zoo
+from benchsr.models import zoo, zoo_dir
 from benchsr.train import train
 from benchsr.train.crops import Crops, load_images
 from benchsr.train.curves import plot_curves
@@ -443,3 +443,17 @@ def test_two_processes_take_the_steps_of_one(folder: Path, tmp_path: Path, accel
     ]
     for a, b in zip(weights[0].parameters(), weights[1].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("card_id", [card_id for card_id, card in zoo().items() if card.training])
+def test_shipped_weights_are_those_of_the_card_and_its_recipe(card_id: str) -> None:
+    card = zoo()[card_id]
+    training = card.training or {}
+    path = zoo_dir() / training["weights"]["file"]
+    assert path.stat().st_size == training["weights"]["bytes"] <= 2.5 * 2**20
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == training["weights"]["sha256"]
+    recipe = parse_recipe(card.recipe, card_id)
+    assert recipe.sha256 == training["recipe_sha256"], "the recipe changed after training"
+    assert [stage["steps"] for stage in training["stages"]] == [stage.steps for stage in recipe.stages]
+    assert training["seed"] == 0
+    assert spandrel.ModelLoader(device="cpu").load_from_file(path).architecture.id == "ESRGAN"
