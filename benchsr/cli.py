@@ -75,7 +75,13 @@ def run(
     cache: CacheFolder = None,
     device: Device = "auto",
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16: of the network inside attacks.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images at once on a GPU. Never changes a figure on the CPU.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Most images at once on a GPU; the CPU takes one.")] = 8,
+    memory_budget: Annotated[
+        float | None,
+        typer.Option(
+            help="GB for attacks, of each worker; they become slower rather than larger. Default: most of what is free."
+        ),
+    ] = None,
     seed: Seed = None,
     perceptual_net: Annotated[str | None, typer.Option(help="vgg16 or vgg19: of the attacks' loss.")] = None,
     executor: Annotated[str, typer.Option(help="local (this machine) or ray (a Ray cluster).")] = "local",
@@ -106,6 +112,7 @@ def run(
         device=device,
         precision=precision,
         batch_size=batch_size,
+        memory_budget=memory_budget,
         seed=seed,
         perceptual_net=perceptual_net,
         executor=executor,
@@ -270,19 +277,39 @@ def upscale(
     out.print(f"{out_file}: {sr.shape[3]} x {sr.shape[2]} pixels")
 
 
-@app.command(epilog=examples("benchsr report", "benchsr report --protocol paper --out my-boards"))
+@app.command(
+    epilog=examples(
+        "benchsr report",
+        "benchsr report --protocol paper --out my-boards",
+        "benchsr run --out fresh && benchsr report --out fresh --check leaderboards",
+    )
+)
 def report(
     protocol: ProtocolName = "quick",
     dataset: DatasetName = None,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder that holds <protocol>/results.csv.")] = Path(
         "leaderboards"
     ),
+    check: Annotated[
+        Path | None, typer.Option(help="Folder of older leaderboards: fail if a figure moved without a reason.")
+    ] = None,
 ) -> None:
-    """Write tables, plots and report again from results.csv."""
+    """Write tables, plots and report again from results.csv; with --check compare it with an older one first.
+
+    Exit code 1: a figure moved by more than its tolerance although its data, weights and settings are the same.
+    """
+    from benchsr.drift import check as drifted
     from benchsr.runner import rewrite
 
     folder = rewrite(protocol, dataset, out_dir)
     out.print(f"Leaderboard: {folder}")
+    if check is not None:
+        moved, compared = drifted(folder / "results.csv", check / folder.name / "results.csv")
+        for cell in moved:
+            err.print(f"moved: {cell}", style="red", markup=False, highlight=False)
+        out.print(f"{compared} cells compared with {check / folder.name}, {len(moved)} figures moved")
+        if moved:
+            raise typer.Exit(1)
 
 
 @app.command(epilog=examples("benchsr site", "benchsr site --leaderboards my-boards --out my-page --serve"))
@@ -378,8 +405,8 @@ def certify(
     """Bound what any small change of one image can do to the median-smoothed model."""
     from benchsr.certificate import attack_norms, write_report
     from benchsr.data import read_image
+    from benchsr.executors import pick_device
     from benchsr.models import load_card, load_network
-    from benchsr.runner import pick_device
 
     target = pick_device(device)
     lr = read_image(image)
@@ -429,6 +456,53 @@ def tune_sigma(
     plot(figures, f"{card.title}: {len(data)} held-out images").savefig(out_file, dpi=110)
     for name, sigma in write_choice(path, card, figures, data, chosen).items():
         out.print(f"sigma {sigma:g} {f'against {name}' if name else 'against all threats'}: {path}")
+
+
+@app.command(
+    epilog=examples(
+        "benchsr figures --models bicubic,impressionism-ntire --threats clean,noise,pgd",
+        "benchsr figures --models all --threats pgd --images astronaut,coffee",
+    )
+)
+def figures(
+    models: Models = "all",
+    threats: Threats = "all",
+    images: Annotated[
+        str | None, typer.Option(help="'all', or ids separated by commas. Default: the first image.")
+    ] = None,
+    protocol: ProtocolName = "quick",
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder that gets <protocol>/figures.")] = Path("leaderboards"),
+    cache: CacheFolder = None,
+    device: Device = "auto",
+) -> None:
+    """Draw what threats do to images and their SR, as PNG and PDF; `benchsr site` shows them with a slider."""
+    from benchsr.figures import make_figures
+
+    with out.status("Drawing"):
+        folder = make_figures(models, threats, images, protocol, out=out_dir, cache=cache, device=device)
+    out.print(f"Figures: {folder}")
+
+
+@app.command(epilog=examples("benchsr submit my-model.toml"))
+def submit(
+    card: Annotated[Path, typer.Argument(metavar="CARD.toml", help="The model's card.")],
+    protocol: ProtocolName = "quick",
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="The pull request's text. Default: <id>-pull-request.md.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Check a model card, compute the row it would add, and write the text of the pull request.
+
+    Exit code 1: evaluations failed, or figures did not repeat; the text says which.
+    """
+    from benchsr.submit import submit as evaluate_card
+
+    result = evaluate_card(card, protocol, device=device, out=out_file, console=out)
+    out.print(result.text, markup=False, highlight=False)
+    if result.failures:
+        err.print("not ready: " + "; ".join(result.failures), markup=False, highlight=False)
+        raise typer.Exit(1)
 
 
 def parse_settings(pairs: list[str]) -> dict[str, float | int | bool | str]:

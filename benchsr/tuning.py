@@ -58,7 +58,7 @@ def try_sigmas(
     for threat in (protocol.threat(name) for name in threats):
         if threat.median_of:
             raise InputError(f"threat {threat.id!r} knows the smoothing; choose sigma for one that does not")
-        for sample in data:
+        for sample in map(data.sample, data.ids):
             lr, hr = sample.lr[None], sample.hr[None]
             result = threat.run(network, lr, hr, [sample.id], protocol.seed)
             attacked = result.lr if isinstance(result, AttackResult) else result
@@ -74,8 +74,9 @@ def try_sigmas(
 
 def best_sigmas(figures: pd.DataFrame) -> dict[str, float]:
     """For each threat the sigma of lowest LPIPS, and under "" the one of lowest mean LPIPS over all of them."""
-    each = {str(t): float(rows.loc[rows["lpips"].idxmin(), "sigma"]) for t, rows in figures.groupby("threat")}
-    return {**each, "": float(figures.groupby("sigma")["lpips"].mean().idxmin())}
+    table = figures.pivot_table(index="sigma", columns="threat", values="lpips")
+    table[""] = table.mean(axis=1)
+    return {str(threat): float(table.index.to_numpy()[table[threat].argmin()]) for threat in table}
 
 
 def write_choice(path: Path, card: Card, figures: pd.DataFrame, data: Dataset, protocol: Protocol) -> dict[str, float]:
