@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from benchsr.attacks import AttackResult
 from benchsr.cache import AttackCache, AttackReport
 from benchsr.data import Dataset
+from benchsr.frozen import checkpoint_blocks
 from benchsr.health import attack_flags
+from benchsr.memory import MOST, PROBE_SIDE, Plan, bytes_per_pixel, free_bytes, plan_batch
 from benchsr.metrics import lpips, psnr, ssim
 from benchsr.models import Card, load_network
 from benchsr.objectives import BoundObjective, Objective
 from benchsr.protocol import Protocol
 from benchsr.rng import Randomised
-from benchsr.smoothing import smoothed_for
+from benchsr.smoothing import Smoothed, smoothed_for
 from benchsr.threats import Threat
 from benchsr.types import BenchsrError, ModelError, Record, Sample, Status
 
@@ -100,15 +102,27 @@ def verify(threat: Threat, clean: Tensor, attacked: Tensor, rounding: float) -> 
 
 
 class Worker:
-    """Computes cells on one device. It keeps the current network, and the truth's features between attacks."""
+    """Computes cells on one device. It keeps the current network, and the truth's features between attacks.
 
-    def __init__(self, protocol: Protocol, device: torch.device, cache: AttackCache, batch_size: int = 8) -> None:
+    `memory_budget`: bytes that an attack may take, by default most of what is free when it starts.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        device: torch.device,
+        cache: AttackCache,
+        batch_size: int = 8,
+        memory_budget: float | None = None,
+    ) -> None:
         self.protocol = protocol
         self.device = device
         self.cache = cache
         self.batch_size = batch_size
+        self.memory_budget = memory_budget
         self._network: tuple[str, nn.Module] | None = None
         self._features: dict[tuple[str, Objective], Tensor | None] = {}
+        self._bytes_per_pixel: dict[tuple[str, Objective], float] = {}
 
     def run(self, cell: Cell) -> Iterator[Record]:
         """Compute the records of `cell`, and yield each as it is done; what goes wrong becomes its reason."""
@@ -157,19 +171,26 @@ class Worker:
 
     def _attack_batch(self, cell: Cell, samples: list[Sample]) -> list[Attacked]:
         threat = self.protocol.threat(cell.threat)
-        lr = torch.stack([s.lr for s in samples]).to(self.device)
-        hr = torch.stack([s.hr for s in samples]).to(self.device)
+        lr = self._to_device([s.lr for s in samples])
+        hr = self._to_device([s.hr for s in samples])
         ids = [s.id for s in samples]
         result: AttackResult | Tensor = lr
+        size = len(samples)
         bound = self._bound(cell, samples, hr, threat.objective) if threat.objective else None
         network = self._load(cell) if threat.objective else nn.Identity()
         if self.protocol.precision == "bf16":
             network = Autocast(network)
+        if threat.objective:
+            plan = self._plan(cell, network, threat.objective, lr)
+            checkpoint_blocks(self._load(cell), plan.checkpoint)
+            size = plan.batch_size
         if threat.median_of:  # the attack knows the smoothing, which all models of the cell share
             network = smoothed_for(cell.network_card, threat.like, network, self.protocol.seed, threat.median_of)
+        if isinstance(network, Smoothed):
+            network.draws_at_once = min(network.draws_at_once, size)
         started = time.perf_counter()
         if threat.spec.kind != "dataset":
-            result = threat.run(network, lr, hr, ids, self.protocol.seed, bound=bound, batch_size=self.batch_size)
+            result = threat.run(network, lr, hr, ids, self.protocol.seed, bound=bound, batch_size=size)
         found: list[tuple[float | None, float | None, str]] = [(None, None, "")] * len(samples)
         if isinstance(result, AttackResult):
             flags = attack_flags(result)
@@ -185,6 +206,22 @@ class Worker:
             done.append(Attacked(sample, attacked[i], AttackReport(seconds, *found[i])))
             self.cache.put(cell.attack_keys[sample.id], attacked[i], done[-1].report)
         return done
+
+    def _to_device(self, images: Sequence[Tensor]) -> Tensor:
+        batch = torch.stack(list(images))
+        if self.device.type != "cuda":
+            return batch
+        return batch.pin_memory().to(self.device, non_blocking=True)  # work is queued while the copy is under way
+
+    def _plan(self, cell: Cell, network: nn.Module, objective: Objective, lr: Tensor) -> Plan:
+        """How to attack the images `lr` with `network`, the cell's as attacks see it, within the memory budget."""
+        key, (height, width) = (cell.network_card.id, objective), lr.shape[2:]
+        if key not in self._bytes_per_pixel:
+            checkpoint_blocks(self._load(cell), active=False)
+            side = min(PROBE_SIDE, height, width)
+            self._bytes_per_pixel[key] = bytes_per_pixel(network, objective, self.device, side)
+        budget = MOST * free_bytes(self.device) if self.memory_budget is None else self.memory_budget
+        return plan_batch(self._bytes_per_pixel[key], height * width, self.batch_size, budget)
 
     def _answers(self, cell: Cell, model_id: str, attacked: Attacked) -> tuple[Tensor, float]:
         """What a model makes of an attacked image, (k, 3, 4h, 4w) in [0, 1] for k evaluations, and seconds for each."""
