@@ -67,6 +67,13 @@ class Smoothed(Randomised):
         return torch.stack([_Median.apply(self, i, purpose, x, *parameters) for x, i in zip(x, ids, strict=True)])
 
 
+def _median(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Median over the draws (n, 3, H, W), and which draw it was; in parts, as torch copies all that it is given."""
+    parts = [part.median(dim=0) for part in draws.flatten(1).chunk(16, dim=1)]
+    values, indices = (torch.cat(column) for column in zip(*parts, strict=True))
+    return values.view(draws.shape[1:]), indices.view(draws.shape[1:])
+
+
 class _Median(torch.autograd.Function):
     """Median over draws of one image; see `Smoothed` for what its gradient is and costs."""
 

@@ -426,6 +426,7 @@ def test_command_line_trains_resumes_and_plots(folder: Path, tmp_path: Path) -> 
             runner.invoke(app, [*args, *wrong], catch_exceptions=False)
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(folder: Path, tmp_path: Path, accelerator: Accelerator) -> None:
     stage = {"steps": 4, "batch": 4}
     alone = job(folder, tmp_path / "alone", stage)
