@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import scene, tiny_rrdb
 from torch import Tensor, nn
+from toys import photos, toy_card
 
 from benchsr.adaptive import APGD, Square, StrongPGD
 from benchsr.attacks import PGD
@@ -16,8 +19,9 @@ from benchsr.leaderboard.adaptive import ADAPTIVE_ATTACKS, FIXED_ATTACKS, contra
 from benchsr.leaderboard.scores import Estimate
 from benchsr.models import Card
 from benchsr.objectives import Objective
-from benchsr.protocol import load_protocol
+from benchsr.protocol import Protocol, load_protocol
 from benchsr.rng import Randomised
+from benchsr.runner import evaluate
 from benchsr.smoothing import smooth
 from benchsr.threats import ADAPTIVE, SWEEP, THREATS, load_threat
 from benchsr.types import InputError, Record, Status
@@ -266,3 +270,49 @@ def test_an_interval_that_holds_zero_decides_nothing() -> None:
     assert effect(Estimate(-0.1, -0.2, -0.05), "lpips") == "helps"
     assert effect(Estimate(-0.1, -0.2, -0.05), "psnr") == "harms"
     assert set(THREATS) >= set(ADAPTIVE)
+
+
+# The whole protocol, end to end.
+
+
+class FakeLpips(nn.Module):
+    """Stands in for the AlexNet metric, whose weights the tests do not download."""
+
+    def forward(self, a: Tensor, b: Tensor, **_: Any) -> Tensor:
+        return (a - b).abs().mean(dim=(1, 2, 3), keepdim=True)
+
+
+def test_the_protocol_runs_on_a_smoothed_model_and_its_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchsr.metrics.lpips_net", FakeLpips)
+    plain = toy_card(tmp_path, "toy")
+    soft = tmp_path / "soft.toml"
+    texts = "\n".join(line for line in Path(plain).read_text().split("[[weights]]")[0].splitlines())
+    soft.write_text(texts.replace('"toy"', '"soft"') + '\nbase = "toy"\n[smoothing]\nn = 3\nsigma = 0.05\n')
+    protocol = load_protocol("adaptive").model_dump() | {"id": "small", "dataset": str(photos(tmp_path / "photos"))}
+    few = {"steps": 1, "restarts": 1, "draws": 2, "median_of": 2}
+    protocol["objective"]["perceptual_weight"] = 0.0
+    protocol["settings"] = {
+        threat: {k: v for k, v in few.items() if k in THREATS[threat].defaults and THREATS[threat].preset.get(k) != 0}
+        for threat in protocol["threats"]
+    } | {"pgd-eot": {**few, "median_of": 1}}
+    outcome = evaluate(
+        f"{plain},{soft}",
+        protocol=Protocol.model_validate(protocol | {"images": 2, "crop": 12}),
+        out=tmp_path / "out",
+        cache=tmp_path / "cache",
+        device="cpu",
+    )
+    assert not outcome.failures
+    found = {(r.model, r.threat, r.image): r for r in outcome.planned}
+    assert len(found) == 2 * len(protocol["threats"]) * 2
+    for image in ("photo0", "photo1"):
+        same = [found["toy", f"pgd-{view}", image] for view in ("transfer", "eot", "median")]
+        assert len({(r.psnr, r.loss_attacked) for r in same}) == 1  # without noise there is nothing more to know
+        knowing = [found["soft", f"pgd-{view}", image] for view in ("transfer", "eot", "median")]
+        assert len({(r.psnr, r.loss_attacked) for r in knowing}) == 3
+        assert knowing[0].loss_attacked == same[0].loss_attacked  # one attack on one network
+        assert knowing[0].psnr != same[0].psnr
+    report = (outcome.folder / "report.md").read_text()
+    assert "Does smoothing still help?" in report
+    assert "## Health of the attacks" in report
+    assert (outcome.folder / "robustness-curves-compact.png").exists()
