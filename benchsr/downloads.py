@@ -91,10 +91,14 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 def write_atomic(path: str | Path, content: bytes | str) -> None:
     """Write `content` (text as UTF-8) to `path`: whoever reads it sees the old file or the new one, never a part.
 
-    Folders are made as needed. Raises InputError, naming the file, where the folder cannot be written to.
+    Folders are made as needed. Raises InputError, naming the file, where the folder cannot be written to or the disk
+    is full.
     """
-    with _replacing(Path(path)) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+    try:
+        with _replacing(Path(path)) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+    except OSError as error:  # the disk is full
+        raise InputError(f"cannot write {path}: {error.strerror}; make room, or choose another folder") from error
 
 
 @contextmanager

@@ -42,6 +42,7 @@ Id = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=rf"^{_DIGITS}{{64}}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
+FilePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.][A-Za-z0-9_./-]{0,199}$")]
 
 
 class _Table(BaseModel):
@@ -71,7 +72,7 @@ class FileSource(_Packable):
     """A file in the card's folder, or below it."""
 
     kind: Literal["file"]
-    path: Text
+    path: FilePath
 
     def locate(self, folder: Path) -> list[Path]:
         """The files, checked. Raises UnavailableError or IntegrityError."""

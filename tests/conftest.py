@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 # Idle OpenMP threads that spin would starve other processes on a small machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -48,3 +50,12 @@ def scene(network: nn.Module, n: int, side: int, seed: int = 0) -> tuple[Tensor,
 @pytest.fixture
 def network() -> nn.Module:
     return tiny_rrdb()
+
+
+@pytest.fixture(scope="session")
+def ray_cores() -> Iterator[None]:
+    """Ray on this machine, pretending to four cores, so that four workers find room."""
+    ray: Any = pytest.importorskip("ray")
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()

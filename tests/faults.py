@@ -1,0 +1,160 @@
+"""Networks and workers that misbehave; and a toy benchmark as a program of its own, so that it can be killed.
+
+    python tests/faults.py FOLDER OUT WORKERS SECONDS
+
+runs the toy benchmark in FOLDER (see `make_bench`), slowed down by SECONDS an evaluation, into FOLDER/OUT.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from toys import photos, protocol, toy_card
+
+from benchsr import metrics, models, worker
+from benchsr.executors import Executor, MakeWorker, load_executor
+from benchsr.runner import Outcome, evaluate
+from benchsr.types import Record
+from benchsr.worker import Cell, Worker
+
+FIGURES = ["psnr", "ssim", "lpips", "attack_linf", "attack_l2", "loss_clean", "loss_attacked", "status", "key"]
+"""Columns of results.csv that no executor, interruption or repetition may change. The others are times."""
+
+
+class FakeLpips(nn.Module):
+    """Stands in for the AlexNet metric, whose weights the tests do not download."""
+
+    def forward(self, a: Tensor, b: Tensor, **_: Any) -> Tensor:
+        return (a - b).abs().mean(dim=(1, 2, 3), keepdim=True)
+
+
+class Misbehaving(nn.Module):
+    """A network that does something instead of super-resolution."""
+
+    def __init__(self, act: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.act = act
+
+    def forward(self, x: Tensor) -> Any:
+        return self.act(x)
+
+
+def _raise(_: Tensor) -> None:
+    raise RuntimeError("boom")
+
+
+def _cuda_memory(_: Tensor) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+FAULTS: Mapping[str, tuple[Callable[[Tensor], Any], str]] = {
+    "raises": (_raise, "RuntimeError: boom"),
+    "nan": (lambda x: nn.functional.interpolate(x, scale_factor=4) * torch.nan, "NaN"),
+    "wrong-shape": (lambda x: nn.functional.interpolate(x, scale_factor=2), "24, 24"),
+    "no-tensor": (lambda _: "sorry", "Error"),
+    "cuda-memory": (_cuda_memory, "out of memory"),
+    "cpu-memory": (lambda _: torch.empty(1 << 50), "memory"),
+    "hangs": (lambda _: time.sleep(3600), "no answer within 4.0 s"),
+    "dies": (lambda _: os.kill(os.getpid(), signal.SIGKILL), "killed by SIGKILL"),
+}
+"""What a network of the card toy-<name> does, and what its rows say then."""
+
+
+@dataclass(frozen=True)
+class ToyMake:
+    """Makes workers with a stand-in for LPIPS and faulty networks, that take `seconds` longer for each evaluation."""
+
+    make: MakeWorker
+    seconds: float = 0.0
+    log: Path | None = None
+
+    def __call__(self, device: torch.device) -> Worker:
+        metrics.lpips_net = FakeLpips  # type: ignore[assignment, attr-defined]
+        worker.load_network = _load_network  # type: ignore[attr-defined]
+        made = self.make(device)
+        return _Slow(made, self.seconds, self.log) if self.seconds else made  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class _Slow:
+    """A worker that takes its time, and writes down the key of every evaluation that it computed."""
+
+    worker: Worker
+    seconds: float
+    log: Path | None
+
+    def run(self, cell: Cell) -> Iterator[Record]:
+        for record in self.worker.run(cell):
+            time.sleep(self.seconds)
+            if self.log:
+                with self.log.open("a") as file:
+                    file.write(f"{record.key}\n")
+            yield record
+
+
+_real_load_network = models.load_network
+
+
+def _load_network(card: Any, device: Any = "cpu") -> nn.Module:
+    fault = FAULTS.get(card.id.removeprefix("toy-"))
+    return Misbehaving(fault[0]) if fault else _real_load_network(card, device=device)
+
+
+@dataclass(frozen=True)
+class ToyExecutor:
+    """An executor whose workers are made by ToyMake. `watch` is called with every record."""
+
+    inner: Executor
+    seconds: float = 0.0
+    log: Path | None = None
+    watch: Callable[[Record], None] = field(default=lambda _: None)
+
+    @property
+    def device(self) -> torch.device:
+        return self.inner.device
+
+    def run(self, make: MakeWorker, cells: Sequence[Cell]) -> Generator[Record, None, None]:
+        for record in self.inner.run(ToyMake(make, self.seconds, self.log), cells):
+            self.watch(record)
+            yield record
+
+
+@dataclass(frozen=True)
+class ToyBench:
+    """A toy benchmark in a folder: two networks and bicubic, four threats, some images."""
+
+    folder: Path
+
+    def run(self, out: str, executor: Executor, models: str = "", **options: Any) -> Outcome:
+        cards = models or f"bicubic,{self.folder / 'toy-a.toml'},{self.folder / 'toy-b.toml'}"
+        options.setdefault("cache", self.folder / f"cache-{Path(out).name}")
+        return evaluate(cards, protocol=self.folder / "toy.toml", out=self.folder / out, executor=executor, **options)
+
+    def table(self, out: str) -> pd.DataFrame:
+        """Figures of results.csv as text, to the last digit, by (model, threat, image)."""
+        frame = pd.read_csv(self.folder / out / "toy" / "results.csv", dtype=str, keep_default_na=False)
+        return frame.set_index(["model", "threat", "image"]).sort_index()[FIGURES]
+
+
+def make_bench(folder: Path, n_images: int) -> ToyBench:
+    """Write cards, weights, images and the protocol of a toy benchmark."""
+    toy_card(folder, "toy-a", seed=1)
+    toy_card(folder, "toy-b", seed=2)
+    protocol(folder, photos(folder / "photos", n_images))
+    return ToyBench(folder)
+
+
+if __name__ == "__main__":
+    where, into, count, pause = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+    toy = ToyExecutor(load_executor("local", "cpu", count), pause, where / f"log-{into}")
+    ToyBench(where).run(into, toy, cache=where / "cache", **{"models": sys.argv[5]} if len(sys.argv) > 5 else {})
