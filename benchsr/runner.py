@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchsr.cache import AttackCache
@@ -170,6 +171,7 @@ def evaluate(
     device: str = "auto",
     precision: str | None = None,
     batch_size: int = 8,
+    memory_budget: float | None = None,
     seed: int | None = None,
     perceptual_net: str | None = None,
     executor: str | Executor = "local",
@@ -186,6 +188,8 @@ def evaluate(
         raise InputError(f"--limit must be at least 1; got {limit}")
     if batch_size < 1:
         raise InputError(f"--batch-size must be at least 1; got {batch_size}")
+    if memory_budget is not None and not memory_budget > 0:
+        raise InputError(f"--memory-budget must be positive; got {memory_budget}")
     if isinstance(executor, str):
         executor = load_executor(executor, device, workers, cell_timeout, ray_address)
     threat_ids = select_threats(threats, chosen)
@@ -204,10 +208,17 @@ def evaluate(
     fresh = {r.key: r for cell in cells for r in cell.records if r.key not in by_key}
     console.print(
         f"{chosen.title}: {len(rows)} models x {len(threat_ids)} threats; {len(fresh)} evaluations to do, "
-        f"{len(planned) - len(missing) - len(fresh)} known already, {len(missing)} unavailable"
+        f"{len(planned) - len(missing) - len(fresh)} known already, {len(missing)} unavailable",
+        markup=False,
     )
 
-    make = partial(Worker, chosen, cache=AttackCache(cache or cache_dir() / "attacked"), batch_size=batch_size)
+    make = partial(
+        Worker,
+        chosen,
+        cache=AttackCache(cache or cache_dir() / "attacked"),
+        batch_size=batch_size,
+        memory_budget=None if memory_budget is None else memory_budget * 1e9,
+    )
     size = batch_size if executor.device.type == "cuda" else 1  # the CPU gains nothing from more images at once
     # Rows that come to the same figure, such as a smoothed model where its sigma is 0, share a key.
     todo = [s for cell in cells for s in cell.shards((r for r in cell.records if fresh.get(r.key) is r), size)]
@@ -221,7 +232,8 @@ def evaluate(
             by_key[record.key] = record
             progress.update(bar, advance=1, description=f"{record.model} / {record.threat}")
             if record.status is Status.FAILED:
-                console.print(f"[red]failed[/] {record.model} / {record.threat} / {record.image}: {record.reason}")
+                where = f"{record.model} / {record.threat} / {record.image}"
+                console.print(f"[red]failed[/] {escape(where)}: {escape(record.reason)}")  # a stranger's words
 
     cards_by_id = {**zoo(), **{card.id: card for card in cards}}
     with locked(results):
@@ -248,8 +260,9 @@ def run(
     path of a protocol file. Options, all by keyword: `dataset` (another data set or folder), `limit` (first images
     only), `out` (default "leaderboards": the folder that gets <protocol>/results.csv and the rest), `cache` (folder or
     fsspec address of attacked images), `device` ("auto", "cpu", "cuda"), `precision` ("fp32", "bf16"), `batch_size`,
-    `seed`, `perceptual_net` ("vgg16", "vgg19"), `executor` ("local", "ray", or an Executor), `workers`, `cell_timeout`
-    and `ray_address` (see `benchsr.executors.load_executor`) and `console` (a rich Console to show progress on).
+    `memory_budget` (GB for attacks, of each worker; default: most of what is free), `seed`, `perceptual_net` ("vgg16",
+    "vgg19"), `executor` ("local", "ray", or an Executor), `workers`, `cell_timeout` and `ray_address` (see
+    `benchsr.executors.load_executor`) and `console` (a rich Console to show progress on).
     Raises BenchsrError for unusable arguments; what goes wrong with one evaluation becomes the reason of its line.
     """
     outcome = evaluate(models, threats, protocol, **options)
