@@ -1,9 +1,11 @@
 """benchsr: adversarial robustness benchmark for x4 image super-resolution.
 
+For example:
+
     model = benchsr.load_model("impressionism-ntire")
     threat = benchsr.load_threat("pgd", eps=8 / 255)
     attacked = threat(model, lr, hr)
-    benchsr.psnr(model(attacked), hr)
+    benchsr.psnr(model(attacked).clamp(0, 1), hr)
     table = benchsr.run(models="impressionism-ntire", threats="clean,pgd")
 """
 

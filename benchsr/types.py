@@ -12,7 +12,7 @@ SCALE = 4
 
 
 class BenchsrError(Exception):
-    """An error that a user can act on: the message names culprit and fix. The command line prints it and exits with 2."""
+    """An error that a user can act on: it names culprit and fix. The command line prints it and exits with 2."""
 
 
 class UnknownIdError(BenchsrError):
