@@ -458,3 +458,15 @@ def test_shipped_weights_are_those_of_the_card_and_its_recipe(card_id: str) -> N
     assert [stage["steps"] for stage in training["stages"]] == [stage.steps for stage in recipe.stages]
     assert training["seed"] == 0
     assert spandrel.ModelLoader(device="cpu").load_from_file(path).architecture.id == "ESRGAN"
+
+
+def test_documented_figures_are_those_of_the_cards() -> None:
+    rows = []
+    for card_id, card in zoo().items():
+        for stage in (card.training or {"stages": []})["stages"]:
+            v = stage["validation"]
+            figures = f"{v['clean_psnr']:.2f} | {v['clean_lpips']:.3f} | {v['pgd_psnr']:.2f} | {v['pgd_lpips']:.3f}"
+            rows.append(f"| {card_id} | {stage['name']} | {stage['steps']} | {stage['seconds']} | {figures} |")
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    documented = [line for line in text.splitlines() if line.startswith("| compact-")]
+    assert sorted(documented) == sorted(rows)
