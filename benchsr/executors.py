@@ -132,20 +132,20 @@ class Remotes(ABC):
                     try:
                         if job.remote.pending not in ready:
                             raise overdue
-                        yield from job.remote.answer()
+                        records = job.remote.answer()
                         idle.append(_Job(job.number, job.remote))
-                        continue
                     except BenchsrError as error:
-                        again = job.attempt < ATTEMPTS and error is not overdue
+                        job.remote.stop()
+                        again, records = job.attempt < ATTEMPTS and error is not overdue, []
                         if job.cell and again:
                             todo.appendleft((job.cell, job.attempt + 1))
                         elif job.cell:
-                            yield from [failed(record, error) for record in job.cell.records]
+                            records = [failed(record, error) for record in job.cell.records]
                         elif not again:  # not even an empty worker can be started
                             raise
-                    job.remote.stop()
-                    starts = 1 if job.cell else job.attempt + 1
-                    busy.append(_Job(job.number, self.start(make, job.number), attempt=starts))
+                        starts = 1 if job.cell else job.attempt + 1
+                        busy.append(_Job(job.number, self.start(make, job.number), attempt=starts))
+                    yield from records
         finally:
             for job in [*idle, *busy]:
                 job.remote.stop()

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,9 +125,10 @@ class ToyExecutor:
         return self.inner.device
 
     def run(self, make: MakeWorker, cells: Sequence[Cell]) -> Generator[Record, None, None]:
-        for record in self.inner.run(ToyMake(make, self.seconds, self.log), cells):
-            self.watch(record)
-            yield record
+        with closing(self.inner.run(ToyMake(make, self.seconds, self.log), cells)) as records:
+            for record in records:
+                self.watch(record)
+                yield record
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,11 @@ class ToyBench:
     """A toy benchmark in a folder: two networks and bicubic, four threats, some images."""
 
     folder: Path
+
+    @property
+    def evaluations(self) -> int:
+        """How many there are, apart from those that have no data."""
+        return 3 * 4 * len(list((self.folder / "photos").iterdir()))
 
     def run(self, out: str, executor: Executor, models: str = "", **options: Any) -> Outcome:
         cards = models or f"bicubic,{self.folder / 'toy-a.toml'},{self.folder / 'toy-b.toml'}"

@@ -28,17 +28,16 @@ from benchsr.executors import Executor, InProcess, Processes, load_executor
 from benchsr.types import InputError, Record
 
 CPU = torch.device("cpu")
-EVALUATIONS = 3 * 4 * 10
 KILLS = 20
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ToyBench:
-    """A toy benchmark of EVALUATIONS evaluations."""
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ToyBench:
+    """A toy benchmark of 36 evaluations, or of 120 where time does not matter."""
     monkeypatch.setenv("BENCHSR_CACHE", str(tmp_path / "user-cache"))
     monkeypatch.setattr("benchsr.metrics.lpips_net", None)  # ToyMake sets it, and pytest puts the real one back
     monkeypatch.setattr("benchsr.worker.load_network", None)
-    return make_bench(tmp_path, n_images=10)
+    return make_bench(tmp_path, n_images=10 if request.node.get_closest_marker("slow") else 3)
 
 
 def start(bench: ToyBench, out: str, workers: int, seconds: float, models: str = "") -> subprocess.Popen[bytes]:
@@ -64,7 +63,7 @@ def compare(bench: ToyBench, out: str) -> None:
     if not (bench.folder / "whole").exists():
         bench.run("whole", ToyExecutor(InProcess(CPU)), cache=bench.folder / "cache-whole")
     whole, found = bench.table("whole"), bench.table(out)
-    assert len(whole.query("status == 'ok'")) == EVALUATIONS
+    assert len(whole.query("status == 'ok'")) == bench.evaluations
     lost, doubled = len(whole.index.difference(found.index)), int(found.index.duplicated().sum())
     print(f"\n{out}: {lost} lost, {doubled} doubled of {len(whole)}")
     assert (lost, doubled) == (0, 0)
@@ -89,10 +88,12 @@ def test_a_run_killed_again_and_again_goes_on(bench: ToyBench, workers: int) -> 
     said = last.communicate(timeout=300)[1].decode()
     assert last.returncode == 0, said
     computed = (bench.folder / "log-out").read_text().split()
-    print(f"\n{kills} kills, {workers} workers: {len(computed)} evaluations computed for {EVALUATIONS}")
+    print(f"\n{kills} kills, {workers} workers: {len(computed)} evaluations computed for {bench.evaluations}")
     compare(bench, "out")
     assert kills >= 10
-    assert len(computed) - EVALUATIONS <= kills * workers * 2  # in flight: an image each, with the models it is for
+    assert (
+        len(computed) - bench.evaluations <= kills * workers * 2
+    )  # in flight: an image each, with the models it is for
 
 
 class Reaper:
@@ -196,14 +197,14 @@ def test_a_read_only_cache_costs_no_result(bench: ToyBench, small_disk: Path, ca
 
 
 def test_a_full_disk_ends_the_run_and_keeps_its_results(bench: ToyBench, small_disk: Path) -> None:
-    (small_disk / "ballast").write_bytes(b"x" * 45_000)
+    (small_disk / "ballast").write_bytes(b"x" * 52_000)
     with pytest.raises(InputError, match=r"results.csv.*No space left"):
         bench.run(str(small_disk), ToyExecutor(InProcess(CPU)))
     kept = (small_disk / "toy" / "results.csv").read_bytes().count(b"\n") - 1
     assert kept > 5
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     outcome = bench.run(str(small_disk), ToyExecutor(InProcess(CPU)))
-    assert outcome.computed <= EVALUATIONS - kept + 1
+    assert outcome.computed <= bench.evaluations - kept + 1
     compare(bench, str(small_disk))
 
 
