@@ -8,7 +8,7 @@ order statistics of n draws bound them with a stated confidence, by the exact bi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
 from statistics import fmean
@@ -25,8 +25,8 @@ from benchsr.records import read_results
 from benchsr.smoothing import Smoothed
 from benchsr.types import SCALE, InputError
 
-SORTED_AT_ONCE = 2**20
-"""Draws sorted together, so that the sort needs 15 MB and not a copy of all draws."""
+SORTED_AT_ONCE = 2**18
+"""Draws sorted together, so that the sort needs a few MB and not a copy of all draws."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def largest_eps(n: int, sigma: float, confidence: float, elements: int | None = 
 def order_statistics(draws: Tensor, wanted: Sequence[int]) -> Tensor:
     """Of `draws` (n, ...), the order statistics of 1-based rank in `wanted`: (len(wanted), ...).
 
-    Rank 0 and below gives -inf, ranks above n +inf. Needs 15 MB beyond input and output.
+    Rank 0 and below gives -inf, ranks above n +inf. Needs a few MB beyond input and output.
     """
     n, flat = len(draws), draws.flatten(1)
     inside = torch.tensor([min(max(k, 1), n) - 1 for k in wanted], device=draws.device)
@@ -136,7 +136,7 @@ def certify(
 
     `model` is the network that is smoothed; of a smoothed model its network is taken. `sigma` and `eps` are in [0, 1]
     units. Draws are independent of those that a deployed model makes. Memory beyond one forward pass: n outputs of one
-    image, 4 bytes an element (n = 1001, LR 64 x 64: 0.8 GB), and 15 MB. Raises InputError for settings out of range.
+    image, 4 bytes an element (n = 1001, LR 64 x 64: 0.8 GB), and a few MB. Raises InputError for settings out of range.
     Source: Chiang et al. 2020, "Detection as Regression: Certified Object Detection with Median Smoothing".
     """
     if not (sigma > 0 and eps >= 0 and n >= 1 and len(lr)):
@@ -145,10 +145,16 @@ def certify(
     found = []
     for image, sample_id in zip(lr, ids, strict=True):
         draws = noisy_outputs(model, image, sigma, n, seed, sample_id)
-        pair = ranks(n, eps / sigma, failure(confidence, draws[0].numel() if simultaneous else None))
-        found.append(order_statistics(draws, pair))
-    lower, upper = torch.stack(found, dim=1)
-    return Certificate(lower, upper, pair, sigma, eps, n, confidence, simultaneous)
+        found.append(certify_draws(draws, sigma, eps, confidence, simultaneous))
+    lower, upper = (torch.cat([getattr(c, side) for c in found]) for side in ("lower", "upper"))
+    return replace(found[0], lower=lower, upper=upper)
+
+
+def certify_draws(draws: Tensor, sigma: float, eps: float, confidence: float, simultaneous: bool) -> Certificate:
+    """The certificate of one image that its `draws` (n, 3, 4h, 4w) support; see `certify`."""
+    pair = ranks(len(draws), eps / sigma, failure(confidence, draws[0].numel() if simultaneous else None))
+    lower, upper = order_statistics(draws, pair)
+    return Certificate(lower[None], upper[None], pair, sigma, eps, len(draws), confidence, simultaneous)
 
 
 def noisy_outputs(model: nn.Module, image: Tensor, sigma: float, n: int, seed: int, sample_id: str) -> Tensor:
@@ -239,13 +245,14 @@ def write_report(
 
     Returns the lines of certificate.txt. Memory as for `certify`.
     """
-    certificate = certify(model, lr[None], sigma, eps, n, confidence, seed, simultaneous=simultaneous)
     draws = noisy_outputs(model, lr, sigma, n, seed, "0")
+    certificate = certify_draws(draws, sigma, eps, confidence, simultaneous)
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("lower", "upper"):
         write_image(folder / f"{name}.png", getattr(certificate, name)[0].clamp(0, 1).cpu())
+    elements = draws[0].numel() if simultaneous else None
     counts = [c for c in (21, 101, 1001) if c < n] + [n]
-    radii = np.linspace(0, max(largest_eps(c, sigma, confidence) for c in counts) * 0.999, 25).tolist()
+    radii = np.linspace(0, max(largest_eps(c, sigma, confidence, elements) for c in counts) * 0.999, 25).tolist()
     curves = width_curves(draws, sigma, confidence, counts, radii, simultaneous)
     _plot_width(folder / "width.png", certificate)
     _plot_curves(folder / "curves.png", radii, curves, sigma)

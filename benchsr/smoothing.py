@@ -13,8 +13,8 @@ from benchsr.models import Card, load_card, load_network, sigma_for
 from benchsr.rng import Randomised, generator
 from benchsr.types import InputError
 
-AT_ONCE = 2**20
-"""Draws whose median is taken together; bounds what torch.median copies to some 15 MB."""
+AT_ONCE = 2**18
+"""Draws whose median is taken together; bounds what torch.median copies to a few MB."""
 
 
 class Smoothed(Randomised):
@@ -25,7 +25,7 @@ class Smoothed(Randomised):
     lower of the two middle draws. Raises InputError unless sigma > 0 and n >= 1.
 
     Memory beyond one forward pass of `draws_at_once` images (one on the CPU): the n outputs of one image, 4 bytes an
-    element, and 15 MB. Gradients, of the input and of parameters that require them, cost one more pass and no more
+    element, and a few MB. Gradients, of the input and of parameters that require them, cost one more pass and no more
     memory: the draws are made again, one chunk at a time, and each output element's gradient flows through the draw
     that was its median. How the draws are cut into chunks changes nothing on the CPU, and rounding at most elsewhere.
     """
@@ -69,7 +69,7 @@ class Smoothed(Randomised):
 
 def _median(draws: Tensor) -> tuple[Tensor, Tensor]:
     """Median over the draws (n, 3, H, W), and which draw it was; in parts, as torch copies all that it is given."""
-    parts = [part.median(dim=0) for part in draws.flatten(1).chunk(16, dim=1)]
+    parts = [part.median(dim=0) for part in draws.flatten(1).split(max(1, AT_ONCE // len(draws)), dim=1)]
     values, indices = (torch.cat(column) for column in zip(*parts, strict=True))
     return values.view(draws.shape[1:]), indices.view(draws.shape[1:])
 
@@ -79,10 +79,7 @@ class _Median(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, smoothed: Smoothed, sample_id: str, purpose: str, x: Tensor, *parameters: Tensor) -> Tensor:
-        draws = smoothed.draws(x, sample_id, purpose)
-        # torch.median copies what it is given: a part of the elements at a time.
-        parts = [part.median(dim=0) for part in draws.flatten(1).split(max(1, AT_ONCE // smoothed.n), dim=1)]
-        median, chosen = (torch.cat(both).view(draws.shape[1:]) for both in zip(*parts, strict=True))
+        median, chosen = _median(smoothed.draws(x, sample_id, purpose))
         ctx.draw = smoothed, sample_id, purpose
         ctx.save_for_backward(chosen, x, *parameters)
         return median
