@@ -201,7 +201,7 @@ def peak_bytes(job: Job) -> int:
     rss = psutil.Process().memory_info().rss
     work()
     status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024 - rss
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 - rss  # type: ignore[no-any-return]
 
 
 if __name__ == "__main__":
