@@ -17,8 +17,8 @@ MOST = 0.8
 HEADROOM = 1.5
 """Peak bytes of an attack step over the bytes kept for backward; 1.2 to 1.4 were measured (docs/performance.md)."""
 
-PROBE_SIDE = 24
-"""LR side, in pixels, of the image that memory is measured with."""
+PROBE_SIDE = 48
+"""LR side, in pixels, of the largest image that memory is measured with."""
 
 
 @dataclass(frozen=True)

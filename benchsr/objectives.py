@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchsr.perceptual import vgg_trunk
-from benchsr.types import InputError
+from benchsr.types import SCALE, InputError, ModelError
 
 PerceptualNet = Literal["vgg16", "vgg19"]
 
@@ -59,7 +59,12 @@ class BoundObjective:
     features: Tensor | None
 
     def components(self, sr: Tensor) -> dict[str, Tensor]:
-        """The unweighted terms, each (N,): `l1`, and `perceptual` unless its weight is zero."""
+        """The unweighted terms, each (N,): `l1`, and `perceptual` unless its weight is zero.
+
+        Raises ModelError where `sr` has not the truth's shape.
+        """
+        if sr.shape != self.hr.shape:
+            raise ModelError(f"the model answered {tuple(sr.shape)}; a x{SCALE} model gives {tuple(self.hr.shape)} here")
         terms = {"l1": per_image_mean((sr - self.hr).abs())}
         if self.features is not None:
             terms["perceptual"] = per_image_mean((self.objective.features(sr) - self.features).abs())

@@ -118,7 +118,9 @@ def test_attacked_images_are_reused_by_another_leaderboard(bench: Bench, monkeyp
     pd.testing.assert_frame_equal(bench.table()[FIGURES], bench.table("other")[FIGURES])
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 2}, {"limit": 2}, {"models": "toy-b"}])
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 1}, {"batch_size": 2}, {"memory_budget": 1e-9}, {"limit": 2}, {"models": "toy-b"}]
+)
 def test_no_figure_depends_on_batch_size_subset_or_order(bench: Bench, options: dict[str, Any]) -> None:
     bench.run()
     if "models" in options:

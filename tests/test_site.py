@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from itertools import islice
@@ -13,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from benchsr.leaderboard import LeaderboardInfo
 from benchsr.leaderboard.plots import all_plots
@@ -73,12 +77,27 @@ def synthetic(folder: Path, protocol: str, threats: tuple[str, ...]) -> None:
     (folder / protocol / "leaderboard.json").write_text(json.dumps(asdict(info)))
 
 
+def comparison(folder: Path) -> None:
+    """A figures.json with three plain pictures, as `benchsr figures` writes it."""
+    panels = []
+    for name, colour in {"clean": (200, 60, 60), "attacked": (60, 200, 60), "output": (60, 60, 200)}.items():
+        (folder / "scene").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), colour).save(folder / "scene" / f"{name}.png")
+        title = "Clean input" if name == "clean" else name
+        panels.append({"title": title, "caption": f"{HOSTILE} {name}", "file": f"scene/{name}.png"})
+    entry = {"title": HOSTILE, "factor": 12, "panels": panels, "png": "scene.png", "pdf": "scene.pdf"}
+    (folder / "scene.png").write_bytes((folder / "scene" / "clean.png").read_bytes())
+    (folder / "scene.pdf").write_bytes(b"%PDF")
+    (folder / "figures.json").write_text(json.dumps({"comparisons": [entry]}))
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of two made-up leaderboards; beside it, in boards/, what it was made from."""
     folder = tmp_path_factory.mktemp("site")
     synthetic(folder / "boards", "quick", tuple(FIXED))
     synthetic(folder / "boards", "adaptive", CURVE)
+    comparison(folder / "boards" / "quick" / "figures")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("benchsr.site.build.zoo", zoo_with_stranger)
         patch.setattr("benchsr.site.build.all_plots", lambda *args: islice(all_plots(*args), 2))
@@ -194,7 +213,7 @@ def test_html_in_cards_and_reasons_is_escaped(site: Path) -> None:
         parsed, text = Cells(page), page.read_text()
         assert HOSTILE not in text
         assert parsed.scripts == 1 + ('id="comparisons"' in text)
-        assert all(image.get("onerror") is None and image["src"] != "x" for image in parsed.images)
+        assert all(image.get("onerror") is None and image.get("src") != "x" for image in parsed.images)
         assert "&lt;script&gt;alert" in text
         assert "{{ 7 * 7 }}" in text
 
@@ -217,3 +236,138 @@ def test_a_model_with_results_at_growing_eps_gets_its_curve(site: Path) -> None:
 def test_no_leaderboard_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="benchsr run"):
         build_site(tmp_path, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium with a profile of its own and no network."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("needs Chromium and its driver (Debian: chromium, chromium-driver)")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        quiet = ("no-first-run", "disable-background-networking", "disable-component-update", "disable-sync")
+        for flag in ("headless=new", "no-sandbox", "disable-gpu", *quiet, f"user-data-dir={profile}"):
+            options.add_argument(f"--{flag}")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+        try:
+            found.execute_cdp_cmd("Network.enable", {})
+            offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+            found.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
+            yield found
+        finally:
+            found.quit()
+
+
+def shown(browser: Any, column: int = -1) -> list[str]:
+    """The visible rows of the visible sheet: ids, or the sort keys of their `column`th visible cell."""
+    script = """
+        const rows = [...document.querySelectorAll(".sheet:not([hidden]) tbody tr:not([hidden])")];
+        const cells = (row) => [...row.querySelectorAll("td:not([hidden])")];
+        return rows.map((row) => arguments[0] < 0 ? row.dataset.name : cells(row)[arguments[0]].dataset.v);
+    """
+    return list(browser.execute_script(script, column))
+
+
+def choose(browser: Any, name: str, value: str) -> None:
+    """Set a control of the form as a user would, with its event."""
+    script = """
+        const field = document.getElementById("controls").elements[arguments[0]];
+        if (field.type === "checkbox") field.checked = arguments[1] === "on"; else field.value = arguments[1];
+        const one = field instanceof RadioNodeList ? field[0] : field;
+        one.dispatchEvent(new Event("input", {bubbles: true}));
+    """
+    browser.execute_script(script, name, value)
+
+
+@pytest.mark.slow
+def test_in_a_browser_everything_works_from_a_file_without_network(site: Path, browser: Any) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    browser.get((site / "index.html").as_uri())
+    count = "return document.querySelectorAll('.sheet:not([hidden]) tbody tr:first-child td:not([hidden])').length"
+    assert browser.execute_script(count) == 4 * 3  # Table 2, all metrics
+    rows = shown(browser)
+    assert len(rows) == 7
+
+    # Sorting, by keyboard: the best first, then the worst first; rows without a figure stay last.
+    button = browser.find_elements(By.CSS_SELECTOR, ".sheet:not([hidden]) thead th:not([hidden])[data-m=lpips] button")[
+        0
+    ]
+    for reverse, state in ((False, "ascending"), (True, "descending")):
+        button.send_keys(Keys.ENTER)
+        keys = shown(browser, 2)
+        numbers = [float(key) for key in keys if key]
+        assert keys[len(numbers) :] == [""] * (len(keys) - len(numbers))
+        assert numbers == sorted(numbers, reverse=reverse)
+        assert button.find_element(By.XPATH, "..").get_attribute("aria-sort") == state
+    assert "sorted by LPIPS" in browser.find_element(By.ID, "status").text
+
+    # Filters.
+    browser.find_element(By.NAME, "find").send_keys("certsr")
+    assert [row for row in shown(browser) if "certsr" not in row] == []
+    assert len(shown(browser)) == 1
+    choose(browser, "find", "")
+    choose(browser, "missing", "off")
+    assert len(shown(browser)) == 6
+    choose(browser, "metric", "lpips")
+    assert browser.execute_script(count) == 4
+    choose(browser, "threats", "pgd")
+    assert browser.execute_script(count) == 1
+    choose(browser, "family", "compact")
+    assert any("compact-certsr" in row for row in shown(browser))
+    choose(browser, "protocol", "adaptive")
+    assert browser.execute_script(count) == len(CURVE)  # no PGD here: all threats instead
+
+    # What was chosen is kept in the address.
+    address = browser.current_url
+    assert "protocol=adaptive" in address
+    browser.get("about:blank")
+    browser.get(address)
+    assert browser.execute_script(count) == len(CURVE)
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.slow
+def test_in_a_browser_the_slider_moves_and_pictures_change(site: Path, browser: Any) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    browser.get((site / "index.html").as_uri())
+    cut = "return document.querySelector('.compare').style.getPropertyValue('--cut')"
+    loaded = "return [...document.querySelectorAll('.compare img')].every((image) => image.decode().then(() => true))"
+    assert browser.execute_script(cut) == "50%"
+    slider = browser.find_element(By.CSS_SELECTOR, ".compare input")
+    for _ in range(4):
+        slider.send_keys(Keys.ARROW_RIGHT)
+    assert browser.execute_script(cut) == "52%"
+    assert browser.execute_script(loaded)
+    left, right = browser.find_elements(By.CSS_SELECTOR, ".compare img")
+    assert left.get_attribute("src").endswith("clean.png")
+    assert right.get_attribute("src").endswith("output.png")
+    options = browser.find_elements(By.CSS_SELECTOR, ".pick select[name=right] option")
+    options[1].click()
+    assert right.get_attribute("src").endswith("attacked.png")
+    assert HOSTILE in browser.find_element(By.CSS_SELECTOR, ".captions").text  # as text, not as HTML
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser_pages_fit_phone_and_desktop(site: Path, browser: Any, width: int, scheme: str) -> None:
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    for page in ("index.html", "models/certsr.html", "models/hostile.html"):
+        browser.get((site / page).as_uri())
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        paper = browser.execute_script("return getComputedStyle(document.documentElement).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", paper)[:3])) > 384) == (scheme == "light")
+    assert browser.get_log("browser") == []

@@ -29,7 +29,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_submission_has_its_row_its_hash_and_its_checks(folder: Path) -> None:
-    card = toy_card(folder, "toy-a", more='caveats = ["| <b>bold</b>"]')
+    card = toy_card(folder, "toy-a")
+    Path(card).write_text(Path(card).read_text().replace('paper = "none"', 'paper = "| <b>bold</b>"'))
     toy = protocol(folder, photos(folder / "photos"))
     result = submit(Path(card), toy, device="cpu")
     text = (folder / "toy-a-pull-request.md").read_text()
