@@ -64,7 +64,9 @@ class BoundObjective:
         Raises ModelError where `sr` has not the truth's shape.
         """
         if sr.shape != self.hr.shape:
-            raise ModelError(f"the model answered {tuple(sr.shape)}; a x{SCALE} model gives {tuple(self.hr.shape)} here")
+            raise ModelError(
+                f"the model answered {tuple(sr.shape)}; a x{SCALE} model gives {tuple(self.hr.shape)} here"
+            )
         terms = {"l1": per_image_mean((sr - self.hr).abs())}
         if self.features is not None:
             terms["perceptual"] = per_image_mean((self.objective.features(sr) - self.features).abs())

@@ -92,7 +92,7 @@ def test_every_card_is_complete(card_id: str) -> None:
     assert ("CertSR" in card.title) == (card_id.removeprefix("compact-").startswith("certsr"))
 
 
-@pytest.mark.parametrize("card_id", ["certsr-oracle", "mrs-impressionism-ntire-oracle"])
+@pytest.mark.parametrize("card_id", ["certsr-oracle", "compact-certsr-oracle"])
 def test_smoothing_follows_the_paper(card_id: str) -> None:
     printed = {"fgsm": 0.06, "pgd": 0.06, "bim": 0.07, "cw": 0.03, "blur": 0.05, "ntire": 0.03, "aim": 0.06}
     card = zoo()[card_id]

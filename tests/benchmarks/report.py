@@ -110,7 +110,7 @@ def verdicts(cases: list[Case]) -> str:
                 line(f"PGD-10, RRDB-23, {name}: loss ratio", loss_ratio(case, name), STRENGTH_BAR, most=False)
             if case["kind"] == "memory":
                 share = case["peak_bytes"][name] / case["peak_bytes"]["plain"]
-                line(f"PGD-10, RRDB-23, {name}: peak memory ratio ({case['malloc']})", share, MEMORY_BAR)
+                line(f"PGD, RRDB-23, {name}: peak memory ratio ({case['malloc']})", share, MEMORY_BAR)
         if case["kind"] == "whole image" and job["contestant"] == "bf16":
             line("whole image, PGD step, ms", 1e3 * case["step_seconds"], STEP_BAR_MS)
             line("whole image, peak GB", case["peak_bytes"] / 1e9, PEAK_BAR_GB)

@@ -170,13 +170,13 @@ TASKS: dict[str, Make] = {
 ATTACKS = ("fgsm", "pgd", "cw")
 
 
-def timed(work: Callable[[], Tensor]) -> dict[str, float]:
-    """Wall-clock and processor seconds of `work`; the latter hold on a busy machine too."""
+def timed(work: Callable[[], Tensor]) -> tuple[Tensor, dict[str, float]]:
+    """What `work` returns, and its wall-clock and processor seconds; the latter hold on a busy machine too."""
     started, cpu = time.perf_counter(), time.process_time()
-    work()
+    result = work()
     if DEVICE == "cuda":
         torch.cuda.synchronize()
-    return {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
+    return result, {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
 
 
 def strength(job: Job, attacked: Tensor) -> dict[str, float]:
