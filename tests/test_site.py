@@ -337,6 +337,7 @@ def test_in_a_browser_everything_works_from_a_file_without_network(site: Path, b
 def test_in_a_browser_the_slider_moves_and_pictures_change(site: Path, browser: Any) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import Select
 
     browser.get((site / "index.html").as_uri())
     cut = "return document.querySelector('.compare').style.getPropertyValue('--cut')"
@@ -350,8 +351,7 @@ def test_in_a_browser_the_slider_moves_and_pictures_change(site: Path, browser: 
     left, right = browser.find_elements(By.CSS_SELECTOR, ".compare img")
     assert left.get_attribute("src").endswith("clean.png")
     assert right.get_attribute("src").endswith("output.png")
-    options = browser.find_elements(By.CSS_SELECTOR, ".pick select[name=right] option")
-    options[1].click()
+    Select(browser.find_element(By.CSS_SELECTOR, ".pick select[name=right]")).select_by_index(1)
     assert right.get_attribute("src").endswith("attacked.png")
     assert HOSTILE in browser.find_element(By.CSS_SELECTOR, ".captions").text  # as text, not as HTML
     assert browser.get_log("browser") == []

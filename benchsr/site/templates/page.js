@@ -93,7 +93,7 @@ if (store) {
   const fill = (select, names, wanted) => {
     const before = select.value;
     select.replaceChildren(...names.map((name, i) => new Option(name, i)));
-    select.value = [before, wanted].find((v) => v !== "" && v < names.length) ?? 0;
+    select.value = [before, wanted].find((v) => v !== "" && v >= 0 && v < names.length) ?? 0;
   };
   const scenes = () => boards[controls.elements.protocol.value] ?? [];
   const draw = () => {
@@ -113,7 +113,7 @@ if (store) {
   const panels = () => {
     const scene = scenes()[picture.value];
     const names = scene.panels.map((panel) => panel.title);
-    fill(left, names, names.findIndex((name) => name.endsWith("clean input")));
+    fill(left, names, names.indexOf("Clean input"));
     fill(right, names, names.length - 1);
     draw();
   };
@@ -124,9 +124,9 @@ if (store) {
     panels();
   };
   frame.querySelector("input").addEventListener("input", (event) => frame.style.setProperty("--cut", `${event.target.value}%`));
-  picture.addEventListener("input", panels);
-  left.addEventListener("input", draw);
-  right.addEventListener("input", draw);
+  picture.addEventListener("change", panels);
+  left.addEventListener("change", draw);
+  right.addEventListener("change", draw);
   controls.elements.protocol.addEventListener("input", restart);
   restart();
 }
