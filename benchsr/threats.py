@@ -124,6 +124,31 @@ def sensor_noise(
     return torch.stack([_jpeg(image, quality) for image in soft + noise])
 
 
+def phone_noise(
+    x: Tensor,
+    gens: Sequence[torch.Generator],
+    *,
+    blur: float = 0.8,
+    luma: float = 0.015,
+    chroma: float = 0.04,
+    sharpen: float = 0.5,
+    quality: int = 85,
+) -> Tensor:
+    """Our stand-in for DPED's iPhone 3 photographs, version 1: soft optics, grain, colour blotches, sharpening, JPEG.
+
+    Gaussian blur of `blur` pixels; correlated grain of standard deviation `luma`, equal in all channels; colour noise
+    of standard deviation `chroma` drawn at half resolution, whose sum over the channels is zero; an unsharp mask of
+    strength `sharpen` (Gaussian, sigma 1); JPEG of `quality`. The real set has no aligned truth: this one does.
+    """
+    soft = gaussian_blur(x, gens, size=7, sigma=blur)
+    grain = _correlated_noise(x, gens, luma)[:, :1]
+    coarse = chroma * normal_like(x[..., ::2, ::2], gens)
+    blotches = F.interpolate(coarse - coarse.mean(1, keepdim=True), size=x.shape[-2:], mode="nearest")
+    noisy = soft + grain + blotches
+    sharpened = noisy + sharpen * (noisy - gaussian_blur(noisy, gens, size=7, sigma=1.0))
+    return torch.stack([_jpeg(image, quality) for image in sharpened])
+
+
 @dataclass(frozen=True)
 class ThreatSpec:
     """One entry of the table: `make` is a corruption function, an attack class, or None for a paired data set.
@@ -166,6 +191,7 @@ FIXED: dict[str, ThreatSpec] = {
     "aim": ThreatSpec("AIM 2019 RWSR track 2", "dataset", dataset="aim-valid"),
     "standin-ntire": ThreatSpec("Synthetic stand-in for NTIRE", "corruption", processed_noise),
     "standin-aim": ThreatSpec("Synthetic stand-in for AIM", "corruption", sensor_noise),
+    "standin-dped": ThreatSpec("Synthetic stand-in for DPED", "corruption", phone_noise),
 }
 """The paper's threats, which ask the base network alone, and stand-ins for its data sets."""
 

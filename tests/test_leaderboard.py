@@ -45,7 +45,20 @@ from benchsr.records import write_results
 from benchsr.types import Record, Status
 
 IMAGES = ("cat", "coffee", "rocket")
-THREATS = ("clean", "noise", "blur", "fgsm", "bim", "pgd", "cw", "ntire", "aim", "standin-ntire", "standin-aim")
+THREATS = (
+    "clean",
+    "noise",
+    "blur",
+    "fgsm",
+    "bim",
+    "pgd",
+    "cw",
+    "ntire",
+    "aim",
+    "standin-ntire",
+    "standin-aim",
+    "standin-dped",
+)
 INFO = LeaderboardInfo("toy", "Toy protocol", "ab" * 32, ("Data: photos.",), THREATS, IMAGES)
 
 
@@ -178,7 +191,7 @@ def test_a_metric_that_was_not_computed_stays_empty() -> None:
 
 def test_averages_need_every_threat() -> None:
     records = row("esrgan", "standin-ntire", (20, 20, 20)) + row("esrgan", "standin-aim", (10, 10, 10))
-    records += row("certsr", "standin-aim", (10, 10, 10))
+    records += row("esrgan", "standin-dped", (15, 15, 15)) + row("certsr", "standin-aim", (10, 10, 10))
     table = tables(records, INFO, cards("esrgan", "certsr"))["standins"].set_index("model")
     assert table.loc["esrgan", "avg_psnr"] == pytest.approx(15)
     assert table.loc["esrgan", "avg_psnr_rank"] == 1

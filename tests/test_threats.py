@@ -78,7 +78,7 @@ def test_the_papers_blur_is_a_shift_by_half_a_pixel() -> None:
     torch.testing.assert_close(moved, ramp[..., 12:-12, 12:-12] - 0.5, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["standin-ntire", "standin-aim"])
+@pytest.mark.parametrize("name", ["standin-ntire", "standin-aim", "standin-dped"])
 def test_standins_leave_correlated_noise(name: str) -> None:
     lr = torch.full((1, 3, 96, 96), 0.5)
     delta = (load_threat(name)(nn.Identity(), lr, torch.full((1, 3, 384, 384), 0.5)) - lr)[0, 1].numpy()

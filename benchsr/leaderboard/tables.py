@@ -91,7 +91,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "table3": Layout("Table 3: real-world images", ("ntire", "aim"), average=True, provenance=True),
     "standins": Layout(
         "Synthetic stand-ins for Table 3's data (not comparable with it)",
-        ("standin-ntire", "standin-aim"),
+        ("standin-ntire", "standin-aim", "standin-dped"),
         average=True,
     ),
     "adaptive": Layout(
