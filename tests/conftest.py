@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 # Idle OpenMP threads that spin would starve other processes on a small machine.
@@ -56,6 +57,7 @@ def network() -> nn.Module:
 def ray_cores() -> Iterator[None]:
     """Ray on this machine, pretending to four cores, so that four workers find room."""
     ray: Any = pytest.importorskip("ray")
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    tests = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}}  # its workers import toys and faults too
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env=tests)
     yield
     ray.shutdown()
