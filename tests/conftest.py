@@ -12,6 +12,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from spandrel.architectures.ESRGAN import ESRGAN
 from torch import Tensor, nn
 
@@ -61,3 +63,37 @@ def ray_cores() -> Iterator[None]:
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env=tests)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_images(tmp_path / "images")
+
+
+def make_images(folder: Path, count: int = 4, side: int = 72) -> Path:
+    """Smooth random pictures: there is something to learn, and nothing to download."""
+    gen = torch.Generator().manual_seed(3)
+    (folder / "sub").mkdir(parents=True)
+    for i in range(count):
+        coarse = torch.rand((1, 3, 9, 9), generator=gen)
+        image = F.interpolate(coarse, size=(side, side + 8 * i), mode="bicubic").clamp(0, 1)[0]
+        pixels = (image.permute(1, 2, 0) * 255).byte().numpy()
+        Image.fromarray(pixels).save(folder / ("sub" if i % 2 else ".") / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def trunk(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """A small random stand-in for VGG, so that these tests need no weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 4, 1)).requires_grad_(False)
+    monkeypatch.setattr("benchsr.objectives.vgg_trunk", lambda name: net)
+    return net
+
+
+@pytest.fixture
+def accelerator() -> Any:
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=True, mixed_precision="bf16")

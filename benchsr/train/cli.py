@@ -56,7 +56,7 @@ def accelerator_for(device: str) -> Accelerator:
 
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="esrgan, ad-l-fgsm, ad-l-bim, ad-l-pgd, ad-l-cw, certsr; or a card.toml")
+        str, typer.Argument(help="a model with a recipe: esrgan, ad-l-pgd, certsr, esrgan-fs-ntire ...; or a card.toml")
     ],
     scale: Annotated[
         Scale, typer.Option(help="compact: minutes to hours anywhere; paper: RRDB-23 on GPUs")
@@ -74,6 +74,7 @@ def train(
     from benchsr.models import load_card
     from benchsr.train.crops import load_images
     from benchsr.train.curves import plot_curves
+    from benchsr.train.domains import with_source
     from benchsr.train.loop import Job, Trainer
     from benchsr.train.provenance import provenance, write_provenance
     from benchsr.train.recipe import parse_recipe
@@ -86,6 +87,8 @@ def train(
     start, network = starting_network(plan, seed)
     main = accelerator.is_main_process
     images = load_images(data, plan.crop, plan.held_out, plan.held_out_crop, progress=main)
+    if plan.sources:
+        images = with_source(images, plan.sources, plan.crop, seed)
     job = Job(card.id, plan, network, images, folder, seed, workers)
     progress = Trainer(job, accelerator, resume=resume).run()
     if not main:

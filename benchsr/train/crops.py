@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,14 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)
+class Source:
+    """LR images (3, h, w) uint8 of a source domain, unpaired with any HR; `name` as in a recipe's `sources`."""
+
+    name: str
+    images: list[Tensor]
+
+
+@dataclass(frozen=True)
 class TrainingImages:
     """HR images (3, H, W) uint8 of a folder, those held out for validation as LR/HR pairs, and the files' sha256."""
 
@@ -26,6 +35,7 @@ class TrainingImages:
     images: list[Tensor]
     held_out: list[Sample]
     fingerprint: str
+    source: Source | None = None
 
 
 def load_images(folder: Path, crop: int, held_out: int, held_out_crop: int, progress: bool = True) -> TrainingImages:
@@ -61,47 +71,72 @@ def load_images(folder: Path, crop: int, held_out: int, held_out_crop: int, prog
 
 @dataclass(frozen=True)
 class Batch:
-    """LR (n, 3, c, c) and HR (n, 3, 4c, 4c) in [0, 1], with the id of each row's random draws."""
+    """LR (n, 3, c, c) and HR (n, 3, 4c, 4c) in [0, 1], with the id of each row's random draws.
+
+    `source`: crops (n, 3, c, c) of the source domain's images, unpaired with both; None where the stage asks for none.
+    """
 
     lr: Tensor
     hr: Tensor
     ids: list[str]
+    source: Tensor | None = None
 
 
 class Crops(Dataset[Batch]):
     """Item k is this process's share of the batch of step k: rows `rank`, `rank + world`, ...
 
     Row r of step k of a stage draws its image, place, flip and rotation from a generator seeded by (seed, stage, k, r):
-    what a step sees depends on no earlier step, no worker and no number of processes, so that resuming is exact.
+    what a step sees depends on no earlier step, no worker and no number of processes, so that resuming is exact. Crops
+    of the source domain, `source`, are drawn likewise; the rows are `members` equal blocks, the i-th of which draws
+    from every `members`-th image from the i-th on.
     """
 
     def __init__(
-        self, images: list[Tensor], *, stage: str, batch: int, crop: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        images: list[Tensor],
+        *,
+        stage: str,
+        batch: int,
+        crop: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        source: Sequence[Tensor] = (),
+        members: int = 1,
     ) -> None:
         if batch % world:
             raise InputError(f"{world} processes cannot share batches of {batch} images evenly")
         self.images = images
         self.stage = stage
+        if source and len(source) < members:
+            raise InputError(f"{members} kernels need as many images of the source domain; there are {len(source)}")
         self.rows = range(rank, batch, world)
-        self.side = SCALE * crop
+        self.crop = crop
         self.seed = seed
+        self.sources = [source[member::members] for member in range(members)] if source else []
+        self.block = batch // members
 
-    def _row(self, sample_id: str) -> Tensor:
-        gen = generator(self.seed, sample_id, "crop")
+    def _row(self, sample_id: str, images: Sequence[Tensor], side: int, purpose: str) -> Tensor:
+        gen = generator(self.seed, sample_id, purpose)
 
         def draw(n: int) -> int:
             return int(torch.randint(n, (), generator=gen))
 
-        image = self.images[draw(len(self.images))]
-        top, left = draw(image.shape[1] - self.side + 1), draw(image.shape[2] - self.side + 1)
-        crop = image[:, top : top + self.side, left : left + self.side]
+        image = images[draw(len(images))]
+        top, left = draw(image.shape[1] - side + 1), draw(image.shape[2] - side + 1)
+        crop = image[:, top : top + side, left : left + side]
         crop = torch.rot90(crop, draw(4), (1, 2))
         return crop.flip(2) if draw(2) else crop
 
     def __getitem__(self, step: int) -> Batch:
         ids = [f"{self.stage}/{step}/{row}" for row in self.rows]
-        hr = torch.stack([self._row(sample_id) for sample_id in ids]).float() / 255
-        return Batch(bicubic_downscale(hr), hr, ids)
+        hr = torch.stack([self._row(i, self.images, SCALE * self.crop, "crop") for i in ids]).float() / 255
+        source = None
+        if self.sources:
+            pools = [self.sources[row // self.block] for row in self.rows]
+            crops = [self._row(i, pool, self.crop, "source") for i, pool in zip(ids, pools, strict=True)]
+            source = torch.stack(crops).float() / 255
+        return Batch(bicubic_downscale(hr), hr, ids, source)
 
     def loader(self, steps: range, workers: int) -> DataLoader[Batch]:
         """The batches of `steps` in order, made ahead by `workers` processes (0: in this one)."""

@@ -24,6 +24,9 @@ def plot_curves(folder: Path, window: int = 50) -> Path:
     for axes, name in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=False):
         table = log if name in losses else validation
         for stage, part in table.groupby("stage", sort=False):
+            part = part[part[name].notna()]  # stages differ in what they log
+            if part.empty:
+                continue
             values = part[name].rolling(window, min_periods=1).mean() if name in losses else part[name]
             axes.plot(part["step"], values, marker="" if name in losses else "o", label=stage)
         axes.set_title(name)

@@ -20,12 +20,17 @@ from torch import nn
 from tqdm import tqdm
 
 from benchsr.downloads import write_atomic
-from benchsr.threats import Threat, load_threat
+from benchsr.threats import THREATS, Threat, load_threat
 from benchsr.train.crops import Crops, TrainingImages
-from benchsr.train.recipe import Recipe, Stage
+from benchsr.train.degraders import degrade, new_degrader
+from benchsr.train.noise import plot_noise
+from benchsr.train.recipe import KernelsShape, Recipe, Stage
 from benchsr.train.stage import StageRun
 from benchsr.train.validate import Figures, mean_figures, validate
 from benchsr.types import InputError, ModelError
+
+NOISE_CROPS = 512
+"""Crops that noise statistics are taken over."""
 
 LOG_COLUMNS = ("stage", "step", "lr", "loss", "l1", "perceptual", "adversarial", "judge", "grad_norm")
 
@@ -102,6 +107,27 @@ def validation_threats() -> list[Threat]:
     return [load_threat("clean"), load_threat("pgd", l1_weight=1.0, perceptual_weight=0.01, perceptual_net="vgg16")]
 
 
+def noise_figures(degrader: nn.Module, data: TrainingImages, crop: int, seed: int, path: Path) -> Figures:
+    """How far the noise of bicubic LR and of `degrader`'s LR is from the source domain's, drawn into `path`.
+
+    NOISE_CROPS crops of `crop` pixels each. The figures are `{bicubic|generated}_{variance|autocorrelation|spectrum}`
+    (see `NoiseStatistics.distance`); the smaller the nearer. No photograph is in both, source and the other two.
+    """
+    if data.source is None:
+        raise InputError("noise can be compared only with images of a source domain")
+    crops = Crops(data.images, stage="noise", batch=NOISE_CROPS, crop=crop, seed=seed, source=data.source.images)
+    batch = crops[0]
+    assert batch.source is not None
+    generated = degrade(degrader.cpu(), batch.hr, batch.lr, batch.ids, seed)
+    found = plot_noise({data.source.name: batch.source, "bicubic": batch.lr, "generated": generated}, path)
+    source = found[data.source.name]
+    return {
+        f"{name}_{statistic}": value
+        for name in ("bicubic", "generated")
+        for statistic, value in found[name].distance(source).items()
+    }
+
+
 def export(network: nn.Module, path: Path) -> None:
     """Write the weights as float16 safetensors, which spandrel loads as they are."""
     state = {name: value.detach().half().cpu().contiguous() for name, value in network.state_dict().items()}
@@ -151,21 +177,36 @@ class Trainer:
         log = None
         if self.accelerator.is_main_process:
             log = StepLog(job.out / "log.csv", [stage.name for stage in job.recipe.stages], progress)
-        network = job.network
-        for stage in job.recipe.stages[progress.stage :]:
-            run = StageRun(stage, network, self.accelerator, job.seed)
-            if self._saved:
-                run.load_state_dict(self._saved["run"])
-                self._saved = None
-            self._run_stage(run, log)
-            network = copy.deepcopy(run.ema.module)
-            self.accelerator.free_memory()
-            if self.accelerator.is_main_process:
-                export(network, job.weights(stage))
-            progress.stage, progress.step = progress.stage + 1, 0
+        generator, degrader = job.network, None
+        for index, stage in enumerate(job.recipe.stages):
+            network = generator if stage.degrader is None else self._new_degrader(stage)
+            if index >= progress.stage:
+                if degrader and stage.degrader is None and progress.step == 0:
+                    self._validate_start(generator)
+                run = StageRun(stage, network, self.accelerator, job.seed, None if stage.degrader else degrader)
+                if self._saved:
+                    run.load_state_dict(self._saved["run"])
+                    self._saved = None
+                self._run_stage(run, log)
+                network = copy.deepcopy(run.ema.module)
+                self.accelerator.free_memory()
+                if self.accelerator.is_main_process:
+                    export(network, job.weights(stage))
+                progress.stage, progress.step = index + 1, 0
+            # Of stages done before a resume, only the shape of the networks is needed: the checkpoint fills them.
+            if stage.degrader is None:
+                generator = network
+            else:
+                degrader = network.eval().requires_grad_(False)
         if log:
             log.close()
         return progress
+
+    def _new_degrader(self, stage: Stage) -> nn.Module:
+        source = self.job.data.source
+        if source is None:
+            raise InputError(f"{self.job.name}: stage {stage.name} needs images of a source domain")
+        return new_degrader(stage, source.images, self.job.seed)
 
     def _run_stage(self, run: StageRun, log: StepLog | None) -> None:
         job, progress, stage = self.job, self.progress, run.stage
@@ -177,6 +218,8 @@ class Trainer:
             seed=job.seed,
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
+            source=job.data.source.images if job.data.source and stage.degrader else (),
+            members=stage.degrader.members if isinstance(stage.degrader, KernelsShape) else 1,
         )
         spent = progress.seconds.get(stage.name, 0.0)
         started = saved = time.monotonic()
@@ -204,22 +247,44 @@ class Trainer:
         self._save_checkpoint(run)
 
     def _validate(self, run: StageRun) -> None:
-        """Add a row of figures on the held-out images, which the processes share among themselves."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        """Add a row of figures: of a degrader its noise, of a generator those on the held-out images, which the
+        processes share among themselves.
+        """
         network = copy.deepcopy(run.ema.module).eval().requires_grad_(False)
-        rows: list[Figures] = validate(
-            network, self.job.data.held_out[rank::world], validation_threats(), self.accelerator.device
-        )
-        figures = mean_figures(gather_object(rows))
+        if run.stage.degrader is None:
+            self._add_figures(run.stage.name, self._held_out_figures(network, self._threats()))
+        elif self.accelerator.is_main_process:
+            path = self.job.out / f"noise-{run.stage.name}.png"
+            figures = noise_figures(network, self.job.data, run.stage.crop, self.job.seed, path)
+            self._add_figures(run.stage.name, figures)
+
+    def _validate_start(self, generator: nn.Module) -> None:
+        """Add the figures in a stand-in domain of the network that the generator starts from, to be beaten."""
+        network = copy.deepcopy(generator).to(self.accelerator.device).eval()
+        self._add_figures("start", self._held_out_figures(network, self._threats()[2:]))
+
+    def _threats(self) -> list[Threat]:
+        """What generators are validated under: the source domain too, where it is a stand-in that can be applied."""
+        source = self.job.data.source
+        return validation_threats() + ([load_threat(source.name)] if source and source.name in THREATS else [])
+
+    def _held_out_figures(self, network: nn.Module, threats: Sequence[Threat]) -> Figures:
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        held_out = self.job.data.held_out[rank::world]
+        rows: list[Figures] = validate(network, held_out, threats, self.accelerator.device)
+        return mean_figures(gather_object(rows))
+
+    def _add_figures(self, stage: str, figures: Figures) -> None:
         if figures:
-            row = {"stage": run.stage.name, "step": self.progress.step, **figures}
+            row = {"stage": stage, "step": self.progress.step, **figures}
             earlier = [
                 old for old in self.progress.validation if (old["stage"], old["step"]) != (row["stage"], row["step"])
             ]
             self.progress.validation = [*earlier, row]
             if self.accelerator.is_main_process:
                 text = io.StringIO()
-                writer = csv.DictWriter(text, list(row))
+                columns = dict.fromkeys(name for known in self.progress.validation for name in known)
+                writer = csv.DictWriter(text, list(columns))
                 writer.writeheader()
                 writer.writerows(self.progress.validation)
                 write_atomic(self.job.out / "validation.csv", text.getvalue())

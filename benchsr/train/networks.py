@@ -1,6 +1,8 @@
-"""The networks of training: a generator that starts as an upsampler, and the VGG-style discriminator."""
+"""The networks of training: a generator that starts as an upsampler, and the discriminators."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from spandrel.architectures.ESRGAN import ESRGAN
@@ -71,3 +73,34 @@ class VGGDiscriminator(nn.Module):
     def forward(self, *batches: Tensor) -> tuple[Tensor, ...]:
         """Logits (N, 1) of each batch of images (N, 3, side, side) in [0, 1]; one call, as distribution needs it."""
         return tuple(self.layers(images) for images in batches)
+
+
+class PatchDiscriminator(nn.Module):
+    """A logit for every patch (PatchGAN, Isola et al. 2017) of square images of any size.
+
+    A convolution of `kernel` taps for each of `strides`, the first with `features` channels and each further one with
+    twice as many, up to eight times; batch norm but for the first; a last convolution gives the logits. With `groups`
+    > 1 the rows of a batch are `groups` equal blocks, each judged by a network of its own.
+    """
+
+    def __init__(self, features: int, kernel: int, strides: Sequence[int], groups: int = 1) -> None:
+        super().__init__()
+        self.groups = groups
+        layers: list[nn.Module] = []
+        width, padding = _COLOURS, (kernel - 1) // 2
+        for i, stride in enumerate(strides):
+            out = features * min(2**i, 8)
+            shape = (groups * width, groups * out, kernel, stride, padding)
+            layers += [nn.Conv2d(*shape, groups=groups, bias=i == 0)]
+            layers += [nn.BatchNorm2d(groups * out)] if i else []
+            layers += [nn.LeakyReLU(0.2)]
+            width = out
+        layers += [nn.Conv2d(groups * width, groups, kernel, 1, padding, groups=groups)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, *batches: Tensor) -> tuple[Tensor, ...]:
+        """Logits (N / groups, groups, h, w) of each batch of images (N, 3, H, W); one call, for distribution's sake."""
+        return tuple(
+            self.layers(torch.cat(images.chunk(self.groups), dim=1) if self.groups > 1 else images)
+            for images in batches
+        )

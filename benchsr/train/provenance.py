@@ -27,6 +27,8 @@ def hardware() -> str:
 def provenance(job: Job, progress: Progress, *, start: str, command: str, processes: int) -> dict[str, Any]:
     """What the card's `[training]` table says of a finished run. Seconds are wall time of training and validation."""
     weights = job.weights(job.recipe.stages[-1])
+    source = job.data.source
+    domain = {"source": source.name, "source_images": len(source.images)} if source else {}
     stages = []
     for stage in job.recipe.stages:
         rows = [row for row in progress.validation if row["stage"] == stage.name]
@@ -43,6 +45,7 @@ def provenance(job: Job, progress: Progress, *, start: str, command: str, proces
             "images": len(job.data.images),
             "held_out": len(job.data.held_out),
             "sha256": job.data.fingerprint,
+            **domain,
         },
         "hardware": hardware(),
         "processes": processes,

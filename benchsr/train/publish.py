@@ -40,6 +40,9 @@ def publish(run: Path, cards: Path) -> Path:
         raise IntegrityError(f"{card} holds another recipe than {run} was trained by; restore it or train again")
     table["weights"]["file"] = f"weights/{model}.safetensors"
     write_atomic(cards / table["weights"]["file"], weights.read_bytes())
+    if document["weights"][0]["kind"] != "file":  # a card whose weights were still to be trained
+        document["weights"][0].clear()
+        document["weights"][0].update({"kind": "file", "path": table["weights"]["file"], "format": "safetensors"})
     document["weights"][0]["sha256"] = table["weights"]["sha256"]
     document["training"] = tomlkit.item(table)
     write_atomic(card, tomlkit.dumps(document))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from benchsr.objectives import PerceptualNet
 from benchsr.threats import Threat, load_threat
+from benchsr.train.domains import check_source
 from benchsr.types import BenchsrError, CardError
 
 
@@ -24,6 +25,45 @@ class NetworkShape(_Table):
     blocks: int = Field(ge=1, le=64)
 
 
+class PatchShape(_Table):
+    """A patch discriminator: a convolution of `kernel` taps for each of `strides`, then one to a logit for each patch.
+
+    The first has `gan_features` channels; each further one doubles them, up to eight times as many. The default is the
+    70x70 PatchGAN (Isola et al. 2017) that Ji et al. 2020 take.
+    """
+
+    kernel: int = Field(4, ge=3, le=9)
+    strides: tuple[Literal[1, 2], ...] = Field((2, 2, 2, 1), min_length=1, max_length=6)
+
+
+class DSGANShape(_Table):
+    """DSGAN's generator (Fritsche et al. 2019): `blocks` residual blocks of `features` channels, LR -> LR.
+
+    `noise` channels of N(0, 1) join the image: 0 in the paper, whose network must make noise out of the image itself.
+    """
+
+    kind: Literal["dsgan"]
+    features: PositiveInt = 64
+    blocks: PositiveInt = 8
+    noise: int = Field(0, ge=0, le=16)
+
+
+class KernelsShape(_Table):
+    """A pool of `members` blur kernels, each a linear network `features` wide, and of noise patches (Ji et al. 2020).
+
+    Member i judges itself by every `members`-th source image from the i-th on; the batch is shared out evenly. Noise
+    comes from the share `smooth` of the source images' patches whose structure varies least.
+    """
+
+    kind: Literal["kernels"]
+    members: PositiveInt = 8
+    features: PositiveInt = 16
+    smooth: float = Field(0.1, gt=0, le=1)
+
+
+DegraderShape = Annotated[DSGANShape | KernelsShape, Field(discriminator="kind")]
+
+
 class Stage(_Table):
     """One run of the loop with fixed losses.
 
@@ -34,6 +74,11 @@ class Stage(_Table):
     overriding the threat's own. `sigmas` are the copies of the batch in MRS fine-tuning: one copy for each entry, the
     median taken over the copies of equal sigma; `[0]` is ordinary training. `gan_features` is the discriminator's
     width, `clip` the largest gradient norm, `validate_every` in steps (0: only at the end).
+
+    `degrader`: the stage trains no super-resolution but a network that makes LR of the source domain; later stages
+    take their LR from it. Its content terms compare with bicubic LR, and its judge with images of the source domain.
+    `low_pass`: side of the box filter of frequency separation (Fritsche et al. 2019): L1 compares what it lets pass,
+    and the judge sees only the rest. `patch`: a patch discriminator takes the place of VGG-128.
     """
 
     name: str = Field(pattern=r"[a-z0-9-]+")
@@ -54,15 +99,24 @@ class Stage(_Table):
     settings: dict[str, float | int | bool | str] = {}
     sigmas: tuple[float, ...] = Field((0.0,), min_length=1)
     validate_every: int = Field(0, ge=0)
+    degrader: DegraderShape | None = None
+    low_pass: int | None = Field(None, ge=3, le=33)
+    patch: PatchShape | None = None
 
     @model_validator(mode="after")
     def _usable(self) -> Stage:
         if self.l1 + self.perceptual == 0:
             raise ValueError("l1 and perceptual cannot both be 0")
-        if self.adversarial and self.crop % 8:
+        if self.adversarial and self.crop % 8 and self.patch is None:
             raise ValueError("the VGG-128 discriminator needs HR crops that 32 divides: crop must be a multiple of 8")
         if min(self.sigmas) < 0:
             raise ValueError("sigmas must be >= 0")
+        if self.low_pass is not None and self.low_pass % 2 == 0:
+            raise ValueError("low_pass must be odd, so that the filter has a centre")
+        if self.degrader and not (self.adversarial and self.patch):
+            raise ValueError("a degrader learns from a patch discriminator: set adversarial and patch")
+        if isinstance(self.degrader, KernelsShape) and self.batch % self.degrader.members:
+            raise ValueError("batch must be a multiple of the degrader's members")
         try:
             self.load_threat()
         except BenchsrError as error:
@@ -83,6 +137,8 @@ class Recipe(_Table):
     """How a model is trained: the first card of `start` whose weights can be had, or a new `network`; then `stages`.
 
     `held_out` images of the data, LR crops of `held_out_crop` pixels from their centres, are kept for validation.
+    `sources`: where images of the source domain come from, the first that can be had: "ntire", "aim" or "dped" for real
+    ones, or a corruption of the table of threats for a stand-in (see `benchsr.train.domains`).
     """
 
     start: tuple[str, ...] = ()
@@ -90,6 +146,20 @@ class Recipe(_Table):
     stages: tuple[Stage, ...] = Field(min_length=1)
     held_out: int = Field(8, ge=0)
     held_out_crop: int = Field(32, ge=8)
+    sources: tuple[str, ...] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if (self.sources is not None) != any(stage.degrader for stage in self.stages):
+            raise ValueError("sources, and a stage with a degrader that learns from them, go together")
+        if self.stages[-1].degrader:
+            raise ValueError("the last stage must train the generator, not a degrader")
+        try:
+            for name in self.sources or ():
+                check_source(name)
+        except BenchsrError as error:
+            raise ValueError(str(error)) from error
+        return self
 
     @property
     def crop(self) -> int:
@@ -98,8 +168,11 @@ class Recipe(_Table):
 
     @property
     def sha256(self) -> str:
-        """Hash of every value, to tell whether weights come from this recipe."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """Hash of every value, to tell whether weights come from this recipe.
+
+        What is left out (None) does not count, so that a new option does not disown the weights trained before it.
+        """
+        return hashlib.sha256(self.model_dump_json(exclude_none=True).encode()).hexdigest()
 
     def with_steps(self, steps: int | None) -> Recipe:
         """The same recipe with `steps` steps in every stage."""

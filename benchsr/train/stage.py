@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchsr.attacks import AttackResult
-from benchsr.objectives import BoundObjective, Objective
+from benchsr.objectives import BoundObjective, Objective, per_image_mean
 from benchsr.rng import generators, normal_like
 from benchsr.train.crops import Batch
-from benchsr.train.losses import median, relativistic_loss
-from benchsr.train.networks import VGGDiscriminator
-from benchsr.train.recipe import Stage
-from benchsr.types import SCALE
+from benchsr.train.degraders import degrade
+from benchsr.train.losses import low_pass, median, relativistic_loss
+from benchsr.train.networks import PatchDiscriminator, VGGDiscriminator
+from benchsr.train.recipe import KernelsShape, Stage
+from benchsr.types import SCALE, InputError
 
 BETAS = (0.9, 0.99)
 """Adam's, as in the paper (section 5.3)."""
@@ -41,10 +42,24 @@ def mrs_medians(sr: Tensor, sigmas: tuple[float, ...]) -> Tensor:
     return torch.cat([median(group) for group in groups])
 
 
-class StageRun:
-    """Networks, optimisers and losses of one stage; `accelerator` decides on device, precision and processes."""
+def new_judge(stage: Stage) -> nn.Module:
+    """The untrained discriminator of `stage`; members of a pool of kernels have one each."""
+    if stage.patch is None:
+        return VGGDiscriminator(SCALE * stage.crop, stage.gan_features)
+    groups = stage.degrader.members if isinstance(stage.degrader, KernelsShape) else 1
+    return PatchDiscriminator(stage.gan_features, stage.patch.kernel, stage.patch.strides, groups)
 
-    def __init__(self, stage: Stage, network: nn.Module, accelerator: Accelerator, seed: int) -> None:
+
+class StageRun:
+    """Networks, optimisers and losses of one stage; `accelerator` decides on device, precision and processes.
+
+    `network` is the generator, or the degrader in a stage that trains one. LR is made by `degrader`, in eval mode; by
+    bicubic where it is None.
+    """
+
+    def __init__(
+        self, stage: Stage, network: nn.Module, accelerator: Accelerator, seed: int, degrader: nn.Module | None = None
+    ) -> None:
         self.stage = stage
         self.seed = seed
         self.accelerator = accelerator
@@ -53,12 +68,13 @@ class StageRun:
         network = self._place(network)
         self.ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(stage.ema))
         self.generator, self.optimiser = self._prepare(network)
+        self.degrader = None if degrader is None else degrader.to(accelerator.device)
         self.judge: Any = None
         self.judge_optimiser: Any = None
         if stage.adversarial:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                judge = VGGDiscriminator(SCALE * stage.crop, stage.gan_features)
+                judge = new_judge(stage)
             self.judge, self.judge_optimiser = self._prepare(self._place(judge))
 
     def _place(self, network: nn.Module) -> nn.Module:
@@ -88,27 +104,55 @@ class StageRun:
         result = self.threat.run(model, lr, truth.hr, ids, self.seed, bound=bound)
         return result.lr if isinstance(result, AttackResult) else result
 
+    def _super_resolve(self, batch: Batch) -> tuple[Tensor, BoundObjective, Tensor]:
+        """The generator's answers, what they should be, and what the judge takes for real."""
+        stage, device = self.stage, self.accelerator.device
+        lr, hr = batch.lr.to(device), batch.hr.to(device)
+        if self.degrader is not None:
+            lr = degrade(self.degrader, hr, lr, batch.ids, self.seed)
+        truth = self.content.bind(hr)
+        seen = mrs_copies(self.perturb(lr, truth, batch.ids), stage.sigmas, batch.ids, self.seed)
+        sr = mrs_medians(self.generator(seen.contiguous(memory_format=torch.channels_last)), stage.sigmas)
+        return sr, truth, hr
+
+    def _degrade(self, batch: Batch) -> tuple[Tensor, BoundObjective, Tensor]:
+        """The degrader's answers, the bicubic LR that they should keep to, and images of the source domain."""
+        if batch.source is None:
+            raise InputError(f"stage {self.stage.name!r} needs images of a source domain")
+        lr, hr, source = (images.to(self.accelerator.device) for images in (batch.lr, batch.hr, batch.source))
+        degraded = self.generator(hr, lr, generators(self.seed, batch.ids, "degrader")).float()
+        return degraded, self.content.bind(lr), source
+
+    def _content(self, answers: Tensor, truth: BoundObjective) -> dict[str, Tensor]:
+        terms = truth.components(answers)
+        if side := self.stage.low_pass:
+            terms["l1"] = per_image_mean((low_pass(answers, side) - low_pass(truth.hr, side)).abs())
+        return terms
+
+    def _judged(self, images: Tensor) -> Tensor:
+        """What the judge is shown of `images`."""
+        side = self.stage.low_pass
+        return images - low_pass(images, side) if side else images
+
     def step(self, k: int, batch: Batch) -> dict[str, float]:
         """Do 0-based step `k` on `batch`; returns its losses (unweighted terms), gradient norm and learning rate."""
         stage = self.stage
         rate = stage.learning_rate(k)
-        lr, hr = batch.lr.to(self.accelerator.device), batch.hr.to(self.accelerator.device)
-        truth = self.content.bind(hr)
-        seen = mrs_copies(self.perturb(lr, truth, batch.ids), stage.sigmas, batch.ids, self.seed)
-        outputs = mrs_medians(self.generator(seen.contiguous(memory_format=torch.channels_last)), stage.sigmas)
-        parts = [truth.components(sr) for sr in outputs.chunk(len(outputs) // len(hr))]
+        outputs, truth, reals = (self._degrade if stage.degrader else self._super_resolve)(batch)
+        parts = [self._content(answers, truth) for answers in outputs.chunk(len(outputs) // len(truth.hr))]
         terms = {name: torch.stack([part[name].mean() for part in parts]).mean() for name in parts[0]}
+        reals, fakes = self._judged(reals), self._judged(outputs)
         if self.judge is not None:
             # The bare module, its weights frozen: the generator's backward pass must not touch the judge's gradients.
             judge = self.accelerator.unwrap_model(self.judge).requires_grad_(False)
-            real, fake = judge(hr, outputs)
+            real, fake = judge(reals, fakes)
             judge.requires_grad_(True)
             terms["adversarial"] = relativistic_loss(fake, real)
         loss = torch.stack([getattr(stage, name) * term for name, term in terms.items()]).sum()
         terms["grad_norm"] = self._update(self.generator, self.optimiser, loss, rate)
         self.ema.update_parameters(self.accelerator.unwrap_model(self.generator))
         if self.judge is not None:
-            terms["judge"] = relativistic_loss(*self.judge(hr, outputs.detach()))
+            terms["judge"] = relativistic_loss(*self.judge(reals, fakes.detach()))
             self._update(self.judge, self.judge_optimiser, terms["judge"], rate)
         return {"lr": rate, "loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
 
@@ -125,4 +169,6 @@ class StageRun:
         parts = {"generator": self.accelerator.unwrap_model(self.generator), "optimiser": self.optimiser}
         if self.judge is not None:
             parts |= {"judge": self.accelerator.unwrap_model(self.judge), "judge_optimiser": self.judge_optimiser}
+        if self.degrader is not None:
+            parts["degrader"] = self.degrader
         return parts | {"ema": self.ema}
