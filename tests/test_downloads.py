@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import stat
 import subprocess
 import zipfile
@@ -37,6 +38,7 @@ class Site:
     address: str = ""
     body: bytes = BODY
     status: int = 200
+    cut: int | None = None
     asked: list[dict[str, str]] = field(default_factory=list)
 
     @property
@@ -58,7 +60,7 @@ def site() -> Iterator[Site]:
             self.send_header("ETag", site.etag)
             self.send_header("Content-Length", str(len(site.body) - start))
             self.end_headers()
-            self.wfile.write(site.body[start:])
+            self.wfile.write(site.body[start:][: site.cut])  # cut: the connection ends before the announced length
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -140,6 +142,18 @@ def test_a_broken_fetch_goes_on_unless_the_file_changed(site: Site, changed: boo
     assert fetch(site).read_bytes() == site.body
     assert site.asked[0]["Range"] == "bytes=1000-"
     assert sorted(path.name for path in target.parent.glob("weights*")) == ["weights.bin", "weights.bin.sha256"]
+
+
+def test_a_connection_that_is_cut_is_taken_up_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "CHUNK", 1024)
+    for site.cut in (4096, 2048):
+        with pytest.raises(UnavailableError, match=re.escape(site.address)):
+            fetch(site)
+        assert not url_path("weights.bin").exists()
+        monkeypatch.setattr(downloads, "_failures", {})  # another run
+    site.cut = None
+    assert fetch(site).read_bytes() == BODY
+    assert [asked.get("Range") for asked in site.asked] == [None, "bytes=4096-", "bytes=6144-"]
 
 
 def test_a_file_larger_than_expected_is_refused(site: Site) -> None:
