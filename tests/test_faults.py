@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -243,7 +244,9 @@ def test_memory_stays_level_over_500_cells(bench: ToyBench) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
-def test_two_workers_are_faster_than_one(bench: ToyBench) -> None:
+def test_two_workers_are_faster_than_one(bench: ToyBench, request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(1)  # and so each worker, lest one takes both cores
     rates = []
     for workers in (1, 2):
         times: list[float] = []

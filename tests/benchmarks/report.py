@@ -101,8 +101,8 @@ def verdicts(cases: list[Case]) -> str:
         rows.append([what, f"{value:.3g}", f"{'at most' if most else 'at least'} {bar:g}", "met" if met else "missed"])
 
     for case in cases:
-        job = case["job"]
-        if job["network"] != "rrdb-23" or job["attack"] != "pgd":
+        job = case.get("job", {})
+        if (job.get("network"), job.get("attack")) != ("rrdb-23", "pgd"):
             continue
         for name, bar in TIME_BARS.items():
             if case["kind"] == "speed":
