@@ -163,7 +163,9 @@ def test_untrained_degraders_start_at_bicubic() -> None:
     hr = torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
     lr = bicubic_downscale(hr)
     gens = generators(0, ["a", "b"], "x")
-    torch.testing.assert_close(DSGAN(4, 1, 2)(hr, lr, gens), lr)
+    torch.testing.assert_close(DSGAN(4, 1, 0)(hr, lr, gens), lr)
+    noise = (DSGAN(4, 1, 3)(hr, lr, gens) - lr)[..., 2:-2, 2:-2]
+    assert float(noise.detach().std()) == pytest.approx(DSGAN.START, rel=0.2)
     pool = KernelPool(2, 3, torch.zeros(1, 3, 16, 16)).eval()
     torch.testing.assert_close(pool(hr, lr, gens)[..., 4:-4, 4:-4], lr[..., 4:-4, 4:-4], atol=0.01, rtol=0)
     assert pool.kernels().sum((1, 2)).tolist() == pytest.approx([1, 1])
@@ -197,7 +199,7 @@ def test_noise_statistics_of_known_noise() -> None:
     gen = torch.Generator().manual_seed(0)
     white = 0.5 + 0.05 * torch.randn((400, 3, 16, 16), generator=gen)
     found = noise_statistics(white)
-    assert found.variance == pytest.approx(0.05**2, rel=0.1)
+    assert found.variance == pytest.approx(0.05**2, rel=0.15)  # the smoothest are a little weaker
     assert float(found.autocorrelation.abs().max()) < 0.05
     assert float(found.spectrum.max() / found.spectrum.min()) < 2
     soft = low_pass(white, 3)
@@ -222,6 +224,14 @@ def test_groups_of_a_patch_discriminator_judge_apart() -> None:
     (other,) = judge(changed)
     assert torch.equal(logits[:, 1], other[:, 1])
     assert not torch.equal(logits[:, 0], other[:, 0])
+
+
+def test_a_patch_discriminator_sees_how_strong_noise_is() -> None:
+    """Batch norm over each of the two batches alone would hide it."""
+    judge = PatchDiscriminator(4, 3, (1, 1))
+    noise = torch.randn((4, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    weak, strong = judge(0.01 * noise, noise)
+    assert float(weak.std()) < 0.2 * float(strong.std())
 
 
 @pytest.mark.parametrize(

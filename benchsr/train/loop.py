@@ -29,7 +29,7 @@ from benchsr.train.stage import StageRun
 from benchsr.train.validate import Figures, mean_figures, validate
 from benchsr.types import InputError, ModelError
 
-NOISE_CROPS = 512
+NOISE_CROPS = 2048
 """Crops that noise statistics are taken over."""
 
 LOG_COLUMNS = ("stage", "step", "lr", "loss", "l1", "perceptual", "adversarial", "judge", "grad_norm")

@@ -79,8 +79,9 @@ class PatchDiscriminator(nn.Module):
     """A logit for every patch (PatchGAN, Isola et al. 2017) of square images of any size.
 
     A convolution of `kernel` taps for each of `strides`, the first with `features` channels and each further one with
-    twice as many, up to eight times; batch norm but for the first; a last convolution gives the logits. With `groups`
-    > 1 the rows of a batch are `groups` equal blocks, each judged by a network of its own.
+    twice as many, up to eight times; batch norm but for the first; a last convolution gives the logits. Batch norm
+    takes all batches of a call together: over one alone it would hide how strong its noise is. With `groups` > 1 the rows
+    of a batch are `groups` equal blocks, each judged by a network of its own.
     """
 
     def __init__(self, features: int, kernel: int, strides: Sequence[int], groups: int = 1) -> None:
@@ -100,7 +101,6 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, *batches: Tensor) -> tuple[Tensor, ...]:
         """Logits (N / groups, groups, h, w) of each batch of images (N, 3, H, W); one call, for distribution's sake."""
-        return tuple(
-            self.layers(torch.cat(images.chunk(self.groups), dim=1) if self.groups > 1 else images)
-            for images in batches
-        )
+        rows = [torch.cat(images.chunk(self.groups), dim=1) for images in batches]
+        logits: tuple[Tensor, ...] = self.layers(torch.cat(rows)).split([len(part) for part in rows])
+        return logits

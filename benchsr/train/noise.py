@@ -10,9 +10,7 @@ import matplotlib.figure
 import torch
 from torch import Tensor
 
-from benchsr.train.losses import low_pass
-
-SMOOTH = 0.25
+SMOOTH = 0.05
 """The share of the crops, the smoothest, that the statistics are taken over."""
 
 
@@ -38,11 +36,10 @@ class NoiseStatistics:
 def noise_statistics(crops: Tensor) -> NoiseStatistics:
     """Statistics of the smoothest of `crops` (N, 3, c, c) in [0, 1], means over colours.
 
-    Smoothest are the crops whose low frequencies (box of 5) vary least. Each colour's mean is taken off; the scene's
-    own slow changes stay in, and are alike wherever scenes are.
+    Smoothest are the crops of least variance: where the scene is flat, noise is all that is left of it. Each colour's
+    mean is taken off.
     """
-    structure = low_pass(crops, 5).var((2, 3)).mean(1)
-    smooth = crops[structure.argsort()[: max(1, round(SMOOTH * len(crops)))]]
+    smooth = crops[crops.var((2, 3)).mean(1).argsort()[: max(1, round(SMOOTH * len(crops)))]]
     noise = smooth - smooth.mean((2, 3), keepdim=True)
     variance = noise.square().mean().clamp(min=1e-12)
     side = crops.shape[-1]

@@ -23,6 +23,9 @@ from benchsr.types import SCALE, InputError
 BETAS = (0.9, 0.99)
 """Adam's, as in the paper (section 5.3)."""
 
+DEGRADER_BETAS = (0.5, 0.999)
+"""Adam's where a degrader is trained (Fritsche et al. 2019; Bell-Kligler et al. 2019): its aim moves with the judge."""
+
 
 def mrs_copies(lr: Tensor, sigmas: tuple[float, ...], ids: list[str], seed: int) -> Tensor:
     """The copies of a batch that MRS fine-tuning sees: `lr` (N, 3, h, w) -> (len(sigmas) * N, 3, h, w).
@@ -81,7 +84,9 @@ class StageRun:
         return network.to(self.accelerator.device).to(memory_format=torch.channels_last).train().requires_grad_(True)
 
     def _prepare(self, network: nn.Module) -> tuple[Any, Any]:
-        optimiser = torch.optim.Adam(network.parameters(), lr=self.stage.lr, betas=BETAS)
+        optimiser = torch.optim.Adam(
+            network.parameters(), lr=self.stage.lr, betas=DEGRADER_BETAS if self.stage.degrader else BETAS
+        )
         network, optimiser = self.accelerator.prepare(network, optimiser)
         return network, optimiser
 
