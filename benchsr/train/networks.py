@@ -80,8 +80,8 @@ class PatchDiscriminator(nn.Module):
 
     A convolution of `kernel` taps for each of `strides`, the first with `features` channels and each further one with
     twice as many, up to eight times; batch norm but for the first; a last convolution gives the logits. Batch norm
-    takes all batches of a call together: over one alone it would hide how strong its noise is. With `groups` > 1 the rows
-    of a batch are `groups` equal blocks, each judged by a network of its own.
+    takes all batches of a call together: over one alone it would hide how strong its noise is. With `groups` > 1 the
+    rows of a batch are `groups` equal blocks, each judged by a network of its own.
     """
 
     def __init__(self, features: int, kernel: int, strides: Sequence[int], groups: int = 1) -> None:
