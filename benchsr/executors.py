@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 
@@ -313,7 +313,8 @@ def _ray(device: str, workers: int | None, timeout: float | None, address: str |
             ray.init(address=address, log_to_driver=False, include_dashboard=None if address else False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"--ray-address {address}: no Ray cluster answers there ({error})") from None
-    resources: dict[str, float] = cast(Any, ray).cluster_resources()  # untyped, where Ray is installed at all
+    cluster: Any = ray  # untyped, where Ray is installed at all
+    resources: dict[str, float] = cluster.cluster_resources()
     chosen = pick_device(device, has_cuda=resources.get("GPU", 0) >= 1)
     return RayCluster(chosen, workers or int(resources["GPU" if chosen.type == "cuda" else "CPU"]), timeout)
 
