@@ -15,7 +15,8 @@ MOST = 0.8
 """Share of the free memory that is used unless a budget is given."""
 
 HEADROOM = 1.5
-"""Peak bytes of an attack step over the bytes kept for backward; 1.2 to 1.4 were measured (docs/performance.md)."""
+"""Peak bytes of an attack step over the bytes kept for backward: 1.05 to 1.34 were measured (docs/performance.md). With
+glibc's defaults, which hold on to freed blocks, a process may grow by more (up to 2.1)."""
 
 PROBE_SIDE = 48
 """LR side, in pixels, of the largest image that memory is measured with."""
