@@ -70,7 +70,7 @@ def plot_noise(sets: Mapping[str, Tensor], path: Path) -> dict[str, NoiseStatist
         autocorrelation.plot(lags, statistics.autocorrelation.cpu(), label=name, color=f"C{index}")
         cycles = range(1, len(statistics.spectrum) + 1)
         spectrum.plot(cycles, statistics.spectrum.cpu(), label=name, color=f"C{index}")
-    variance.set(title="variance", yscale="log")
+    variance.set(title="variance")
     autocorrelation.set(title="autocorrelation", xlabel="lag in LR pixels")
     spectrum.set(title="spectrum", xlabel="cycles a crop", ylabel="power", yscale="log")
     autocorrelation.legend()

@@ -25,15 +25,18 @@ def hardware() -> str:
 
 
 def provenance(job: Job, progress: Progress, *, start: str, command: str, processes: int) -> dict[str, Any]:
-    """What the card's `[training]` table says of a finished run. Seconds are wall time of training and validation."""
+    """What the card's `[training]` table says of a finished run. Seconds are wall time of training and validation.
+
+    `start_validation` is there for models of a stand-in domain: what the weights they start from reach in it.
+    """
     weights = job.weights(job.recipe.stages[-1])
     source = job.data.source
     domain = {"source": source.name, "source_images": len(source.images)} if source else {}
+    validation = {row["stage"]: _figures(row) for row in progress.validation}  # of each stage its last row
     stages = []
     for stage in job.recipe.stages:
-        rows = [row for row in progress.validation if row["stage"] == stage.name]
-        figures = {name: round(v, 4) for name, v in rows[-1].items() if isinstance(v, float)} if rows else {}
         seconds = round(progress.seconds.get(stage.name, 0.0))
+        figures = validation.get(stage.name, {})
         stages.append({"name": stage.name, "steps": stage.steps, "seconds": seconds, "validation": figures})
     return {
         "command": command,
@@ -51,8 +54,13 @@ def provenance(job: Job, progress: Progress, *, start: str, command: str, proces
         "processes": processes,
         "torch": version("torch"),
         "weights": {"file": weights.name, "sha256": sha256_file(weights), "bytes": weights.stat().st_size},
+        **({"start_validation": validation["start"]} if "start" in validation else {}),
         "stages": stages,
     }
+
+
+def _figures(row: dict[str, Any]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in row.items() if isinstance(value, float)}
 
 
 def write_provenance(path: Path, table: dict[str, Any]) -> None:

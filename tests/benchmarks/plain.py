@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from benchsr.frozen import FrozenConv2d
 
-Attack = Callable[[nn.Module, nn.Module, Tensor, Tensor], Tensor]
-"""(network, perceptual trunk, LR (1, 3, h, w), HR (1, 3, 4h, 4w)) -> attacked LR."""
+Attack = Callable[[nn.Module, nn.Module, Tensor, Tensor, Tensor], Tensor]
+"""(network, perceptual trunk, LR (1, 3, h, w), HR (1, 3, 4h, 4w), LR where the search starts) -> attacked LR."""
 
 
 def thawed(network: nn.Module) -> nn.Module:
@@ -32,8 +32,8 @@ def loss(network: nn.Module, trunk: nn.Module, lr: Tensor, hr: Tensor) -> Tensor
     return F.l1_loss(sr, hr) + F.l1_loss(trunk(sr), truth)
 
 
-def fgsm(network: nn.Module, trunk: nn.Module, lr: Tensor, hr: Tensor, eps: float = 10 / 255) -> Tensor:
-    x = lr.clone().requires_grad_()
+def fgsm(network: nn.Module, trunk: nn.Module, lr: Tensor, hr: Tensor, start: Tensor, eps: float = 10 / 255) -> Tensor:
+    x = start.clone().requires_grad_()
     loss(network, trunk, x, hr).backward()
     return (lr + eps * gradient(x).sign()).clamp(0, 1)
 
@@ -43,11 +43,12 @@ def pgd(
     trunk: nn.Module,
     lr: Tensor,
     hr: Tensor,
+    start: Tensor,
     eps: float = 10 / 255,
     alpha: float = 2 / 255,
     steps: int = 10,
 ) -> Tensor:
-    adv = (lr + torch.empty_like(lr).uniform_(-eps, eps)).clamp(0, 1)
+    adv = start
     for _ in range(steps):
         x = adv.detach().requires_grad_()
         network.zero_grad()
@@ -63,11 +64,12 @@ def cw(
     trunk: nn.Module,
     lr: Tensor,
     hr: Tensor,
+    start: Tensor,
     c: float = 0.01,
     rate: float = 0.01,
     steps: int = 6,
 ) -> Tensor:
-    w = torch.atanh((2 * lr - 1).clamp(-1 + 1e-6, 1 - 1e-6)).requires_grad_()
+    w = torch.atanh((2 * start - 1).clamp(-1 + 1e-6, 1 - 1e-6)).requires_grad_()
     adam = torch.optim.Adam([w], lr=rate)
     for _ in range(steps):
         adv = (torch.tanh(w) + 1) / 2

@@ -25,6 +25,7 @@ from benchsr.metrics import lpips, psnr, ssim
 from benchsr.models import load_network
 from benchsr.objectives import Objective
 from benchsr.perceptual import VGGTrunk, lpips_net, vgg_trunk
+from benchsr.rng import generators
 from benchsr.smoothing import Smoothed
 from benchsr.types import BenchsrError, UnavailableError
 from benchsr.worker import Autocast
@@ -117,20 +118,21 @@ def prepare(job: Job) -> Callable[[], Tensor]:
 def _attack(ours: Callable[..., GradientAttack], by_hand: Callable[..., Tensor]) -> Make:
     def make(job: Job, net: nn.Module, lr: Tensor, hr: Tensor) -> Callable[[], Tensor]:
         steps = {"steps": job.steps} if job.steps else {}
+        model = Autocast(net) if job.contestant == "bf16" else net
+        attacker = ours(model, objective=objective(job), **steps)
         if job.contestant == "plain":
+            gens = generators(0, [str(i) for i in range(len(lr))], f"{attacker.attack.lower()}-start")
+            starts = attacker.image(attacker.start(lr, gens))
             net, loss_net = plain.thawed(net), plain.thawed(trunk(job.trunk).to(job.device))
 
             def attack() -> Tensor:
-                torch.manual_seed(0)
-                pairs = zip(lr.split(1), hr.split(1), strict=True)
-                attacked = torch.cat([by_hand(net, loss_net, x, y, **steps) for x, y in pairs])
+                images = zip(lr.split(1), hr.split(1), starts.split(1), strict=True)
+                attacked = torch.cat([by_hand(net, loss_net, *image, **steps) for image in images])
                 net.zero_grad()
                 loss_net.zero_grad()
                 return attacked
 
             return attack
-        model = Autocast(net) if job.contestant == "bf16" else net
-        attacker = ours(model, objective=objective(job), **steps)
         return lambda: attacker(lr, hr)
 
     return make
