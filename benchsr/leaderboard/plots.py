@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -46,6 +48,26 @@ def _axis_title(metric: str) -> str:
     unit = f" ({METRICS[metric].unit})" if METRICS[metric].unit else ""
     better = "higher" if METRICS[metric].higher_is_better else "lower"
     return f"{METRICS[metric].title}{unit}, {better} is better"
+
+
+def _style(k: int) -> tuple[str, str]:
+    """Colour and marker of the k-th model of a plot: no two of 64 are equal."""
+    return COLOURS[k % len(COLOURS)], MARKERS[k // len(COLOURS) % len(MARKERS)]
+
+
+def _models_figure(caption: str, models: Sequence[CardInfo], linestyle: Literal["-", ""]) -> tuple[Figure, list[Axes]]:
+    """A figure of one panel a metric, with room for the legend of its models below."""
+    columns = 3  # titles of four would not fit
+    figure = Figure(figsize=(11, 3.6 + 0.2 * math.ceil(len(models) / columns)), layout="constrained")
+    figure.suptitle(caption, fontsize=10)
+    axes = list(figure.subplots(1, len(SCORED)))
+    styles = [_style(k) for k in range(len(models))]
+    handles = [
+        Line2D([], [], linestyle=linestyle, color=colour, marker=marker, label=card.title)
+        for card, (colour, marker) in zip(models, styles, strict=True)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+    return figure, axes
 
 
 def _caption(title: str, protocol: LeaderboardInfo, details: str) -> str:
@@ -141,17 +163,16 @@ def plot_scatter(family: str, cards: Sequence[CardInfo], grid: Grid, protocol: L
     caption = _caption(
         f"Clean and attacked – {FAMILIES[family][1]}", protocol, "attacked: mean over the attacks of Table 2"
     )
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    figure.suptitle(caption, fontsize=10)
-    for i, (ax, metric) in enumerate(zip(figure.subplots(1, len(SCORED)), SCORED, strict=True)):
+    figure, axes = _models_figure(caption, [card for card, _, _ in points], linestyle="")
+    for i, (ax, metric) in enumerate(zip(axes, SCORED, strict=True)):
         for k, (_, clean, robust) in enumerate(points):
             x, y = clean.estimate(metric), robust.estimate(metric)
             if not np.isfinite([x.value, y.value]).all():
                 continue
-            style = {"color": COLOURS[k % 8], "alpha": 0.45, "linewidth": 1}
-            ax.plot([x.low, x.high], [y.value, y.value], **style)
-            ax.plot([x.value, x.value], [y.low, y.high], **style)
-            ax.plot(x.value, y.value, MARKERS[k // 8 % 8], color=COLOURS[k % 8], markersize=7)
+            colour, marker = _style(k)
+            for xs, ys in (((x.low, x.high), (y.value, y.value)), ((x.value, x.value), (y.low, y.high))):
+                ax.plot(xs, ys, color=colour, alpha=0.45, linewidth=1)
+            ax.plot(x.value, y.value, marker, color=colour, markersize=7)
         ax.set_xlabel(f"clean {METRICS[metric].title}", fontsize=9)
         ax.set_ylabel(f"attacked {METRICS[metric].title}", fontsize=9)
         ax.tick_params(labelsize=8)
@@ -159,11 +180,6 @@ def plot_scatter(family: str, cards: Sequence[CardInfo], grid: Grid, protocol: L
         ax.set_axisbelow(True)
         corner = "top right" if SIGN[i] > 0 else "bottom left"
         ax.set_title(f"better: {corner}", fontsize=8, color=_GREY)
-    handles = [
-        Line2D([], [], linestyle="", color=COLOURS[k % 8], marker=MARKERS[k // 8 % 8], label=card.title)
-        for k, (card, _, _) in enumerate(points)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 
@@ -247,21 +263,19 @@ def plot_curves(family: str, cards: Sequence[CardInfo], grid: Grid, protocol: Le
     caption = _caption(
         f"Robustness curves – {FAMILIES[family][1]}", protocol, "mean over images, 95% bootstrap interval"
     )
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    figure.suptitle(caption, fontsize=10)
+    figure, axes = _models_figure(caption, models, linestyle="-")
     eps = [255 * size for size in sweep.values()]
-    for ax, metric in zip(figure.subplots(1, len(SCORED)), SCORED, strict=True):
+    for ax, metric in zip(axes, SCORED, strict=True):
         for k, card in enumerate(models):
             found = [grid[card.id, threat].estimate(metric) for threat in sweep]
-            colour = COLOURS[k % len(COLOURS)]
-            ax.plot(eps, [e.value for e in found], color=colour, marker=MARKERS[k % len(MARKERS)], label=card.title)
-            ax.fill_between(eps, [e.low for e in found], [e.high for e in found], color=colour, alpha=0.12, linewidth=0)
+            colour, marker = _style(k)
+            ax.plot(eps, [e.value for e in found], color=colour, marker=marker, markersize=5)
+            ax.fill_between(eps, [e.low for e in found], [e.high for e in found], color=colour, alpha=0.06, linewidth=0)
         ax.set_xscale("symlog", base=2, linthresh=1)
         ax.set_xticks(eps, [f"{e:g}" for e in eps], fontsize=8)
         ax.set_xlabel("eps (1/255)", fontsize=9)
         ax.set_ylabel(_axis_title(metric), fontsize=9)
         ax.grid(color="#dddddd", linewidth=0.7)
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 
