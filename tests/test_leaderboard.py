@@ -343,6 +343,18 @@ def test_compact_networks_are_judged_under_their_own_ids() -> None:
     assert {j.verdict for j in judge_all(compact)} == {Verdict.OPEN}
 
 
+def test_compact_networks_are_judged_on_the_stand_ins_of_their_domains() -> None:
+    compact = {
+        (model if model == "bicubic" else f"compact-{model}", f"standin-{threat}"): cell
+        for (model, threat), cell in printed_grid("table3").items()
+        if threat != "avg"
+    }
+    claim = {j.claim.id: j for j in judge_all(compact, "compact-")}["5"]
+    assert claim.verdict is Verdict.HOLDS
+    assert {c.threat for c in claim.comparisons} == {"standin-ntire", "standin-aim", "avg"}
+    assert {j.claim.id: j.verdict for j in judge_all(compact)}["5"] is Verdict.OPEN
+
+
 def test_cell_by_cell_and_rank_correlation() -> None:
     psnrs = {"esrgan": 20.0, "ad-l-pgd": 25.0, "certsr": 24.0}
     records = [r for model, psnr in psnrs.items() for r in row(model, "noise", [psnr] * 3)]

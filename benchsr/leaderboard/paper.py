@@ -25,6 +25,9 @@ PAPER_DATASETS = ("div2k-valid", "ntire-track1-valid", "aim-valid")
 FEWEST_ROWS = 3
 """Kendall's tau over fewer rows says nothing."""
 
+STAND_INS = {"ntire": "standin-ntire", "aim": "standin-aim"}
+"""Where claims about a domain are checked on compact networks: their domain models were trained on these."""
+
 
 def paper_folder() -> Path:
     """The folder of printed tables and claims: inside an installed package, else in the repository."""
@@ -49,13 +52,17 @@ def printed_grid(name: str) -> Grid:
     return cells
 
 
-def with_average(name: str, grid: Grid) -> Grid:
-    """`grid` with each model's average over the threats of table `name`, where the table has one and `grid` has not."""
+def with_average(name: str, grid: Grid, stand_ins: Mapping[str, str] | None = None) -> Grid:
+    """`grid` with each model's average over the threats of table `name`, where the table has one and `grid` has not.
+
+    `stand_ins`: threats that take the place of others.
+    """
     layout = LAYOUTS[name]
     if not layout.average:
         return grid
     models = {model for model, _ in grid}
-    averages = {(m, AVERAGE): average([grid.get((m, t), NOT_RUN) for t in layout.threats]) for m in models}
+    threats = [(stand_ins or {}).get(t, t) for t in layout.threats]
+    averages = {(m, AVERAGE): average([grid.get((m, t), NOT_RUN) for t in threats]) for m in models}
     return {**averages, **grid}
 
 
@@ -212,14 +219,15 @@ def load_claims() -> list[Claim]:
 
 
 def judge(claim: Claim, grid: Grid, prefix: str = "") -> Judgement:
-    """Check a claim on `grid`, reading each model id of the paper as `prefix` + id."""
-    full, printed = with_average(claim.table, grid), printed_table(claim.table).index
+    """Check a claim on `grid`, reading each model id of the paper as `prefix` + id; with a prefix on STAND_INS."""
+    stand_ins = STAND_INS if prefix else {}
+    full, printed = with_average(claim.table, grid, stand_ins), printed_table(claim.table).index
     comparisons = []
     for check in claim.check:
         others = [m for m in printed if m != check.subject] if check.than == "others" else check.than
         for threat in check.threats:
             for other in others:
-                comparisons += list(_compare(check, full, other, threat, prefix))
+                comparisons += list(_compare(check, full, other, stand_ins.get(threat, threat), prefix))
     return Judgement(claim, comparisons)
 
 
