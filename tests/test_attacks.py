@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from benchsr.attacks import BIM, CW, FGSM, PGD, GradientAttack
 from benchsr.objectives import Objective
+from benchsr.rng import generators
 from benchsr.types import InputError, ModelError
 
 L1 = Objective(l1_weight=1.0, perceptual_weight=0.0)
@@ -144,6 +145,8 @@ def test_random_start_depends_on_seed_and_image_alone(network: nn.Module) -> Non
     assert not torch.equal(first, atk(lr, hr, ["b"], seed=0))
     assert not torch.equal(first, atk(lr, hr, ["a"], seed=1))
     assert (first - lr).abs().std() > 0.2 * EPS
+    drawn = atk.start(lr, generators(0, ["a"], "pgd-start"))  # the plain attack of tests/benchmarks starts from it too
+    torch.testing.assert_close(first, drawn, rtol=0, atol=1e-6)
 
 
 def test_coarse_random_start_is_blocky(network: nn.Module) -> None:

@@ -20,6 +20,7 @@ from torch import nn
 from benchsr.data import bicubic_downscale
 from benchsr.models import load_network, zoo
 from benchsr.rng import generators
+from benchsr.threats import load_threat
 from benchsr.train.crops import Crops, load_images
 from benchsr.train.degraders import DSGAN, KernelPool, bicubic_kernel, degrade, noise_patches, shrink
 from benchsr.train.domains import with_source
@@ -27,7 +28,9 @@ from benchsr.train.loop import Job, Trainer
 from benchsr.train.losses import low_pass
 from benchsr.train.networks import PatchDiscriminator, new_generator
 from benchsr.train.noise import noise_statistics, plot_noise
+from benchsr.train.provenance import provenance
 from benchsr.train.recipe import Recipe, parse_recipe
+from benchsr.train.validate import validate
 from benchsr.types import CardError, InputError, UnavailableError
 
 DOMAIN_CARDS = {card_id: card for card_id, card in zoo().items() if card.recipe and "sources" in card.recipe}
@@ -41,7 +44,7 @@ def test_each_domain_has_both_methods_at_the_compact_scale() -> None:
     assert all("stand-in" in zoo()[card_id].title for card_id in wanted)
 
 
-def tiny_job(card_id: str, images: Path, out: Path) -> Job:
+def tiny_job(card_id: str, images: Path, out: Path, held_out: int = 0) -> Job:
     """The recipe of a card at toy size, its source domain the stand-in."""
     recipe = parse_recipe(DOMAIN_CARDS[card_id].recipe, card_id)
     stages = []
@@ -56,8 +59,8 @@ def tiny_job(card_id: str, images: Path, out: Path) -> Job:
         small = {"steps": 10, "batch": 2, "crop": 8, "gan_features": 2, "warmup": 1, "validate_every": 0}
         stages.append(table | small)
     domain = card_id.rpartition("-")[2]
-    tiny = Recipe.model_validate({"stages": stages, "held_out": 0, "sources": (f"standin-{domain}",)})
-    data = with_source(load_images(images, 8, 0, 8, progress=False), tiny.sources or (), 8, seed=0)
+    tiny = Recipe.model_validate({"stages": stages, "held_out": held_out, "sources": (f"standin-{domain}",)})
+    data = with_source(load_images(images, 8, held_out, 8, progress=False), tiny.sources or (), 8, seed=0)
     return Job("tiny", tiny, new_generator(8, 1), data, out)
 
 
@@ -82,6 +85,21 @@ def test_ten_steps_of_each_stage(
     assert Image.open(job.out / f"noise-{make.name}.png").width > 500
     after = spandrel.ModelLoader(device="cpu").load_from_file(job.weights(tune)).model.state_dict()
     assert max(float((after[key] - before[key]).abs().max()) for key in before) > 1e-5
+
+
+def test_provenance_tells_what_the_start_reached_in_the_domain(
+    folder: Path,
+    tmp_path: Path,
+    trunk: nn.Module,
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("benchsr.train.loop.NOISE_CROPS", 16)
+    job = tiny_job("compact-esrgan-fs-aim", folder, tmp_path / "out", held_out=1)
+    [untrained] = validate(copy.deepcopy(job.network).eval(), job.data.held_out, [load_threat("standin-aim")])
+    table = provenance(job, Trainer(job, accelerator).run(), start="scratch", command="", processes=1)
+    assert table["start_validation"] == {name: round(value, 4) for name, value in untrained.items()}
+    assert set(table["stages"][-1]["validation"]) > set(untrained)
 
 
 def test_resuming_in_the_second_stage_takes_the_same_steps(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from scipy.stats import kendalltau
@@ -36,12 +37,13 @@ from benchsr.leaderboard.paper import (
     printed_table,
     rank_correlation,
 )
-from benchsr.leaderboard.plots import plot_table, png, rank_draws
+from benchsr.leaderboard.plots import plot_curves, plot_scatter, plot_table, png, rank_draws
 from benchsr.leaderboard.report import report, table_page
 from benchsr.leaderboard.scores import RESAMPLES, SCORED, interval, make_cell, make_grid, resampled_means, subtract
 from benchsr.leaderboard.tables import LAYOUTS, PAPER_ROWS, escape, make_tables, markdown
 from benchsr.models import Card, zoo
 from benchsr.records import write_results
+from benchsr.threats import SWEEP
 from benchsr.types import Record, Status
 
 IMAGES = ("cat", "coffee", "rocket")
@@ -390,6 +392,23 @@ class Written:
     board: Leaderboard
     folder: Path
     seconds: float
+
+
+@pytest.mark.parametrize("plot", [plot_scatter, plot_curves])
+def test_plots_tell_many_models_apart_and_show_the_whole_legend(plot: Callable[..., Figure | None]) -> None:
+    sweep = ("clean", *SWEEP, "fgsm", "bim", "pgd", "cw")
+    known = [card(f"m{i}", title="CertSR with a sigma for each threat (oracle), compact") for i in range(30)]
+    records = [r for c in known for threat in sweep for r in row(c.id, threat, (20, 25, 30))]
+    figure = plot("paper", known, make_grid(records, dict.fromkeys(sweep, 3)), INFO)
+    assert figure is not None
+    png(figure)  # lays it out
+    [legend] = figure.legends
+    lines = legend.get_lines()
+    assert len({(str(line.get_color()), str(line.get_marker())) for line in lines}) == 30
+    box, whole = legend.get_window_extent(), figure.bbox
+    assert whole.x0 <= box.x0
+    assert box.x1 <= whole.x1
+    assert whole.y0 <= box.y0
 
 
 @pytest.fixture(scope="module")

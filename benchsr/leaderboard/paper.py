@@ -52,7 +52,7 @@ def printed_grid(name: str) -> Grid:
     return cells
 
 
-def with_average(name: str, grid: Grid, stand_ins: Mapping[str, str] | None = None) -> Grid:
+def with_average(name: str, grid: Grid, stand_ins: Mapping[str, str] = {}) -> Grid:
     """`grid` with each model's average over the threats of table `name`, where the table has one and `grid` has not.
 
     `stand_ins`: threats that take the place of others.
@@ -61,7 +61,7 @@ def with_average(name: str, grid: Grid, stand_ins: Mapping[str, str] | None = No
     if not layout.average:
         return grid
     models = {model for model, _ in grid}
-    threats = [(stand_ins or {}).get(t, t) for t in layout.threats]
+    threats = [stand_ins.get(t, t) for t in layout.threats]
     averages = {(m, AVERAGE): average([grid.get((m, t), NOT_RUN) for t in threats]) for m in models}
     return {**averages, **grid}
 
