@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraint
 from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError, canonicalize_state_dict
 from torch import Tensor, nn
 
+from benchsr.adapters import merge_adapter
 from benchsr.downloads import cache_dir, package_file, package_path, require_sha256, shown, url_file, url_path
 from benchsr.frozen import freeze
 from benchsr.ncnn import read_ncnn
@@ -68,6 +69,17 @@ class _Packable(_Table):
         return pair | ({name.removesuffix(".bin") + ".param": self.param_sha256} if self.param_sha256 else {})
 
 
+def _beside(folder: Path, name: str, sha256: str) -> list[Path]:
+    """The file `name` in a card's folder, or below it. Raises UnavailableError or IntegrityError."""
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise IntegrityError(f"weights path {name!r} leaves the folder of its card, which is not allowed")
+    if not path.is_file():
+        raise UnavailableError(f"file {name}: not beside the card")
+    require_sha256(path, sha256, f"weights {name}")
+    return [path]
+
+
 class FileSource(_Packable):
     """A file in the card's folder, or below it."""
 
@@ -76,16 +88,7 @@ class FileSource(_Packable):
 
     def locate(self, folder: Path) -> list[Path]:
         """The files, checked. Raises UnavailableError or IntegrityError."""
-        found = []
-        for name, sha256 in self.hashes(self.path).items():
-            path = (folder / name).resolve()
-            if not path.is_relative_to(folder.resolve()):
-                raise IntegrityError(f"weights path {name!r} leaves the folder of its card, which is not allowed")
-            if not path.is_file():
-                raise UnavailableError(f"file {name}: not beside the card")
-            require_sha256(path, sha256, f"weights {name}")
-            found.append(path)
-        return found
+        return [path for name, sha256 in self.hashes(self.path).items() for path in _beside(folder, name, sha256)]
 
     def state(self, folder: Path) -> tuple[bool, str]:
         """Whether the file is there, and in words."""
@@ -161,7 +164,33 @@ class ManualSource(_Table):
         return here, f"{'here' if here else 'by hand, see benchsr show'}: {self.file}"
 
 
-WeightSource = Annotated[FileSource | PackageSource | UrlSource | ManualSource, Field(discriminator="kind")]
+class AdapterSource(_Table):
+    """Low-rank updates of the convolutions of `base`, another card's network, in a file beside this card."""
+
+    kind: Literal["adapter"]
+    base: Id
+    path: FilePath
+    sha256: Sha256
+
+    @property
+    def format(self) -> str:
+        """What `_Found` calls it."""
+        return "adapter"
+
+    def locate(self, folder: Path) -> list[Path]:
+        """The file, checked. Raises UnavailableError or IntegrityError."""
+        return _beside(folder, self.path, self.sha256)
+
+    def state(self, folder: Path) -> tuple[bool, str]:
+        """Whether the base's weights and the file are there, and in words."""
+        here = (folder / self.path).is_file()
+        there, words = availability(_base_card(self.base, folder, self.path))
+        return here and there, f"{'here' if here else 'missing'}: adapter of {self.base} ({words})"
+
+
+WeightSource = Annotated[
+    FileSource | PackageSource | UrlSource | ManualSource | AdapterSource, Field(discriminator="kind")
+]
 Sigma = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -212,7 +241,7 @@ class Card(_Table):
 
 _FIELDS = {
     field
-    for table in (Card, Smoothing, FileSource, PackageSource, UrlSource, ManualSource)
+    for table in (Card, Smoothing, FileSource, PackageSource, UrlSource, ManualSource, AdapterSource)
     for field in table.model_fields
 }
 
@@ -282,20 +311,35 @@ def load_card(card: str | Path) -> Card:
     return _read_card(Path(card)) if Path(card).suffix == ".toml" else zoo()[str(card)]
 
 
+def _base_card(name: str, folder: Path, asker: str) -> Card:
+    """The card `name`, looked for in `folder`, then in the zoo. Raises CardError, in the name of the card `asker`."""
+    path = next((path for path in (place / f"{name}.toml" for place in (folder, zoo_dir())) if path.is_file()), None)
+    if path is None:
+        near = get_close_matches(name, [path.stem for path in zoo_dir().glob("*.toml")], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise CardError(f"{folder / asker}.toml: base: there is no card {name!r}{hint}")
+    return _read_card(path)
+
+
+def _bases(card: Card) -> list[str]:
+    """The cards that `card` rests on: the one that it deploys, those whose networks its adapters change."""
+    adapted = [source.base for source in card.weights if isinstance(source, AdapterSource)]
+    return [card.base] if card.base else adapted
+
+
+def _require_no_circle(card: Card, seen: tuple[str, ...] = ()) -> None:
+    """Raise CardError where a card rests on itself, or on one that there is not."""
+    if card.id in seen:
+        raise CardError(f"{card._folder / card.id}.toml: base: {' -> '.join([*seen, card.id])} is a circle")
+    for name in _bases(card):
+        _require_no_circle(_base_card(name, card._folder, card.id), (*seen, card.id))
+
+
 def _root(card: Card) -> Card:
-    """The card whose weights `card` deploys. A base is looked for in the card's folder, then in the zoo."""
-    seen = [card.id]
+    """The card whose weights `card` deploys."""
+    _require_no_circle(card)
     while card.base is not None:
-        paths = [folder / f"{card.base}.toml" for folder in (card._folder, zoo_dir())]
-        path = next((path for path in paths if path.is_file()), None)
-        if path is None:
-            near = get_close_matches(card.base, [path.stem for path in zoo_dir().glob("*.toml")], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise CardError(f"{card._folder / card.id}.toml: base: there is no card {card.base!r}{hint}")
-        if card.base in seen:
-            raise CardError(f"{card._folder / card.id}.toml: base: {' -> '.join([*seen, card.base])} is a circle")
-        seen.append(card.base)
-        card = _read_card(path)
+        card = _base_card(card.base, card._folder, card.id)
     return card
 
 
@@ -309,6 +353,7 @@ class _Found(NamedTuple):
     format: str
     files: tuple[Path, ...]
     key: str
+    base: Card | None = None  # whose network an adapter changes
 
 
 @lru_cache(maxsize=256)
@@ -316,13 +361,15 @@ def _find(weights: tuple[Any, ...], folder: Path) -> _Found:
     """The files of the first source that can be had, hash-checked. Raises UnavailableError with every reason."""
     reasons = []
     for source in weights:
+        base = _base_card(source.base, folder, source.path) if isinstance(source, AdapterSource) else None
         try:
             files = source.locate(folder)
+            hashes = [network_key(base)] if base else []
         except UnavailableError as error:
             reasons.append(str(error))
             continue
-        key = " ".join([source.format, *(require_sha256(file, "", file.name) for file in files)])
-        return _Found(source.format, tuple(files), key)
+        hashes += [require_sha256(file, "", file.name) for file in files]
+        return _Found(source.format, tuple(files), " ".join([source.format, *hashes]), base)
     raise UnavailableError("weights cannot be had: " + "; ".join(reasons))
 
 
@@ -364,18 +411,20 @@ def _read_pth(files: tuple[Path, ...]) -> dict[str, Any]:
     return state
 
 
-_READERS: dict[str, Callable[[tuple[Path, ...]], dict[str, Any]]] = {
+_READERS: dict[str, Callable[[tuple[Path, ...]], dict[str, Any] | nn.Module]] = {
     "safetensors": _read_safetensors,
     "pth": _read_pth,
     "ncnn": lambda files: read_ncnn(files[1], files[0]),
 }
 
 
-def _read_state(found: _Found) -> dict[str, Tensor]:
-    """The tensors of the files, bounded in size."""
+def _read_state(found: _Found) -> dict[str, Tensor] | nn.Module:
+    """The tensors of the files, bounded in size; or the network, where its file holds the graph too."""
     if sum(file.stat().st_size for file in found.files) > MAX_WEIGHT_BYTES:
         raise IntegrityError(f"{shown(found.files[0])}: more than {MAX_WEIGHT_BYTES} bytes of weights")
     state = _READERS[found.format](found.files)
+    if isinstance(state, nn.Module):
+        return state
     state = dict(canonicalize_state_dict(state)) if isinstance(state, dict) else {}
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise IntegrityError(f"{shown(found.files[0])} holds no table of tensors")
@@ -400,8 +449,10 @@ class Bicubic(nn.Module):
         return sr[..., crop:-crop, crop:-crop]
 
 
-def _build(state: dict[str, Tensor], name: str) -> nn.Module:
+def _build(state: dict[str, Tensor] | nn.Module, name: str) -> nn.Module:
     """The network that spandrel recognises in `state`, with a check of the sizes that it takes."""
+    if isinstance(state, nn.Module):
+        return state
     try:
         descriptor = ModelLoader().load_from_state_dict(state)
     except UnsupportedModelError as error:
@@ -450,6 +501,9 @@ def load_network(card: Card | str | Path, device: str | torch.device = "cpu") ->
     root = _root(card if isinstance(card, Card) else load_card(card))
     network: nn.Module = Bicubic()
     if root.weights:
-        network = _build(_read_state(_find(root.weights, root._folder)), root.id)
+        found = _find(root.weights, root._folder)
+        if found.base:
+            return merge_adapter(load_network(found.base, device), found.files[0], found.base.id)
+        network = _build(_read_state(found), root.id)
     network.register_forward_hook(_check_output)
     return freeze(network.float().to(device))

@@ -96,4 +96,4 @@ def trunk(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
 def accelerator() -> Any:
     from accelerate import Accelerator
 
-    return Accelerator(cpu=True, mixed_precision="bf16")
+    return Accelerator(cpu=True, mixed_precision="no")

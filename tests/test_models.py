@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +90,7 @@ def test_every_card_is_complete(card_id: str) -> None:
     here, words = availability(card)
     assert words
     assert here or card.architecture != "bicubic"
-    assert ("CertSR" in card.title) == (card_id.removeprefix("compact-").startswith("certsr"))
+    assert ("CertSR" in card.title) == (re.sub("^(compact|re)-", "", card_id).startswith("certsr"))
 
 
 @pytest.mark.parametrize("card_id", ["certsr-oracle", "compact-certsr-oracle"])
@@ -362,8 +363,8 @@ def test_half_precision_ncnn_rounds_the_weights_and_nothing_else(tmp_path: Path)
         (lambda param, data: (param.replace("7767517", "7767518"), data), "does not begin with"),
         (lambda param, data: (param.replace("Split s3", "InnerProduct s3"), data), "InnerProduct"),
         (lambda param, data: (param.replace("0=8 ", "0=-8 ", 1), data), "convolution of nothing"),
-        (lambda param, data: (param[: len(param) // 2], data), "RRDB"),
-        (lambda param, data: (param + "Convolution x\n", data), "RRDB"),
+        (lambda param, data: (param[: len(param) // 2], data), "ncnn network|RRDB"),
+        (lambda param, data: (param + "Convolution x\n", data), "are not an ncnn network"),
     ],
 )
 def test_damaged_ncnn_files_are_refused(tmp_path: Path, damage: Any, says: str) -> None:
@@ -490,3 +491,69 @@ def test_real_weights_from_the_package_index_super_resolve(card_id: str) -> None
     error = (nn.functional.avg_pool2d(sr, 4) - lr).square().mean().sqrt()
     assert error < 0.05
     assert (sr.flip(1) - face).square().mean() > (sr - face).square().mean()
+
+
+def srvgg_files(folder: Path) -> tuple[nn.Module, Path]:
+    """A small network of every kind of layer that .param files may hold, as such files and as torch has it."""
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(12, 48, 3, padding=1)
+    prelu = nn.PReLU(6)
+    prelu.weight.data = torch.rand(6)
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            a = prelu(first(x))
+            both = torch.nn.functional.leaky_relu(second(torch.cat([a, 0.5 * a + 2 * a], 1)), 0.2)
+            up = torch.nn.functional.interpolate(x, scale_factor=4, mode="nearest")
+            return torch.nn.functional.pixel_shuffle(both, 4) * 0.25 + up
+
+    lines = [
+        "Input data 0 1 data",
+        "Split s 1 2 data d0 d1",
+        "Convolution c0 1 1 d0 a 0=6 1=3 4=1 5=1 6=162",
+        "PReLU p 1 1 a b 0=6",
+        "Split s2 1 3 b b0 b1 b2",
+        "Eltwise e 2 1 b0 b1 c 0=1 -23301=2,5.000000e-01,2.000000e+00",
+        "Concat cat 2 1 b2 c d",
+        "Convolution c1 1 1 d e 0=48 1=3 4=1 5=1 6=5184 9=2 -23310=1,2.000000e-01",
+        "PixelShuffle ps 1 1 e f 0=4",
+        "BinaryOp m 1 1 f f2 0=2 1=1 2=2.500000e-01",
+        "Interp up 1 1 d1 g 0=1 1=4.000000e+00 2=4.000000e+00",
+        "BinaryOp add 2 1 f2 g output",
+    ]
+    blob = b""
+    for part in (first, prelu, second):
+        tensors = [p.detach().numpy().astype("<f4").tobytes() for p in part.parameters()]
+        blob += b"".join(([struct.pack("<I", 0)] if part is not prelu else []) + tensors)
+    (folder / "toy.param").write_text(f"7767517\n{len(lines)} 20\n" + "\n".join(lines) + "\n")
+    (folder / "toy.bin").write_bytes(blob)
+    return Net(), folder / "toy.bin"
+
+
+def test_an_ncnn_graph_computes_its_layers(tmp_path: Path) -> None:
+    network, _ = srvgg_files(tmp_path)
+    read = load_network(ncnn_card(tmp_path))
+    lr, _ = images(2, 9)
+    x = lr.clone().requires_grad_()
+    torch.testing.assert_close(read(x), network(lr))
+    (gradient,) = torch.autograd.grad(read(x).square().mean(), x)
+    assert gradient.abs().max() > 0
+    assert not read.training
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("card_id", ["realesr-animevideov3-x4", "realesrgan-x4plus-anime"])
+def test_ncnn_networks_answer_as_the_ncnn_runtime(card_id: str) -> None:
+    ncnn = pytest.importorskip("ncnn")
+    card = load_card(card_id)
+    binary, param = models._find(card.weights, card._folder).files
+    net = ncnn.Net()
+    net.opt.use_fp16_arithmetic = net.opt.use_fp16_storage = net.opt.use_fp16_packed = False
+    net.load_param(str(param))
+    net.load_model(str(binary))
+    lr, _ = images(1, 24)
+    extractor = net.create_extractor()
+    extractor.input("data", ncnn.Mat(np.ascontiguousarray(lr[0].numpy())))
+    _, answer = extractor.extract("output")
+    with torch.no_grad():
+        torch.testing.assert_close(load_network(card)(lr)[0], torch.from_numpy(np.array(answer)), atol=2e-3, rtol=0)

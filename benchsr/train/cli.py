@@ -37,8 +37,12 @@ def starting_network(recipe: Recipe, seed: int) -> tuple[str, nn.Module]:
     return "scratch", new_generator(recipe.network.filters, recipe.network.blocks, seed)
 
 
-def accelerator_for(device: str) -> Accelerator:
-    """Accelerate's view of `device` ("auto", "cpu" or "cuda"), bfloat16 autocast; torchrun's processes are found."""
+def accelerator_for(device: str, precision: str) -> Accelerator:
+    """Accelerate's view of `device` ("auto", "cpu" or "cuda"), autocast in bfloat16 where `precision` says so.
+
+    torchrun's processes are found. Raises InputError for a device or precision that there is not.
+    """
+    from benchsr.precision import pick_precision
     from benchsr.types import InputError, UnavailableError
 
     try:
@@ -51,7 +55,9 @@ def accelerator_for(device: str) -> Accelerator:
         raise InputError(f"--device must be auto, cpu or cuda; got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no GPU here; use --device cpu")
-    return Accelerator(cpu=device == "cpu" or not torch.cuda.is_available(), mixed_precision="bf16")
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    chosen = pick_precision(precision, torch.device("cpu" if on_cpu else "cuda"))
+    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if chosen == "bf16" else "no")
 
 
 def train(
@@ -67,10 +73,14 @@ def train(
     out: Annotated[Path | None, typer.Option(help="folder of checkpoint, logs, weights [default: runs/MODEL]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint in --out")] = False,
     seed: Annotated[int, typer.Option(help="seed of all random draws")] = 0,
+    adapter_rank: Annotated[
+        int | None, typer.Option(min=1, help="train low-rank adapters of this rank instead of all weights")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="auto (bf16 where it is fast), fp32 or bf16")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="data processes beside each training process")] = 0,
 ) -> None:
     """Train a model by the recipe in its card; on N devices: torchrun --nproc-per-node N -m benchsr.train RECIPE ..."""
-    accelerator = accelerator_for(device)
+    accelerator = accelerator_for(device, precision)
     from benchsr.models import load_card
     from benchsr.train.crops import load_images
     from benchsr.train.curves import plot_curves
@@ -85,6 +95,10 @@ def train(
     plan = parse_recipe(card.recipe, card.id).with_steps(steps)
     folder = out or Path("runs") / card.id
     start, network = starting_network(plan, seed)
+    if adapter_rank is not None:
+        from benchsr.train.adapters import add_adapters
+
+        network = add_adapters(network, adapter_rank, seed)
     main = accelerator.is_main_process
     images = load_images(data, plan.crop, plan.held_out, plan.held_out_crop, progress=main)
     if plan.sources:
@@ -96,6 +110,8 @@ def train(
     count = accelerator.num_processes
     words = ["benchsr", "train"] if count == 1 else ["torchrun", f"--nproc-per-node={count}", "-m", "benchsr.train"]
     words += [recipe, "--scale", scale, "--data", str(data), "--out", str(folder), "--seed", str(seed)]
+    words += [] if adapter_rank is None else ["--adapter-rank", str(adapter_rank)]
+    words += ["--precision", "bf16" if accelerator.mixed_precision == "bf16" else "fp32"]
     words += [] if steps is None else ["--steps", str(steps)]
     table = provenance(job, progress, start=start, command=shlex.join(words), processes=count)
     write_provenance(folder / f"{card.id}.json", table)

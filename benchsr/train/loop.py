@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from benchsr.downloads import write_atomic
 from benchsr.threats import THREATS, Threat, load_threat
+from benchsr.train.adapters import adapter_rank, adapter_state
 from benchsr.train.crops import Crops, TrainingImages
 from benchsr.train.degraders import degrade, new_degrader
 from benchsr.train.noise import plot_noise
@@ -129,9 +130,11 @@ def noise_figures(degrader: nn.Module, data: TrainingImages, crop: int, seed: in
 
 
 def export(network: nn.Module, path: Path) -> None:
-    """Write the weights as float16 safetensors, which spandrel loads as they are."""
-    state = {name: value.detach().half().cpu().contiguous() for name, value in network.state_dict().items()}
-    write_atomic(path, safetensors.torch.save(state))
+    """Write the weights, or the adapters where there are any, as float16 safetensors, which `load_network` reads."""
+    adapters = adapter_state(network)
+    state = {n: v.detach().half().cpu().contiguous() for n, v in (adapters or network.state_dict()).items()}
+    rank = {"rank": str(adapter_rank(network)), "alpha": str(adapter_rank(network))} if adapters else None
+    write_atomic(path, safetensors.torch.save(state, metadata=rank))
 
 
 class Trainer:

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from benchsr.attacks import AttackResult
 from benchsr.objectives import BoundObjective, Objective, per_image_mean
 from benchsr.rng import generators, normal_like
+from benchsr.train.adapters import adapter_rank
 from benchsr.train.crops import Batch
 from benchsr.train.degraders import degrade
 from benchsr.train.losses import low_pass, median, relativistic_loss
@@ -45,6 +46,11 @@ def mrs_medians(sr: Tensor, sigmas: tuple[float, ...]) -> Tensor:
     return torch.cat([median(group) for group in groups])
 
 
+def trained_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters that training changes: of a network with adapters theirs alone."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
 def new_judge(stage: Stage) -> nn.Module:
     """The untrained discriminator of `stage`; members of a pool of kernels have one each."""
     if stage.patch is None:
@@ -68,6 +74,8 @@ class StageRun:
         self.accelerator = accelerator
         self.threat = stage.load_threat()
         self.content = Objective(stage.l1, stage.perceptual, stage.perceptual_net)
+        if not adapter_rank(network):
+            network.requires_grad_(True)
         network = self._place(network)
         self.ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(stage.ema))
         self.generator, self.optimiser = self._prepare(network)
@@ -78,15 +86,14 @@ class StageRun:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 judge = new_judge(stage)
-            self.judge, self.judge_optimiser = self._prepare(self._place(judge))
+            self.judge, self.judge_optimiser = self._prepare(self._place(judge.requires_grad_(True)))
 
     def _place(self, network: nn.Module) -> nn.Module:
-        return network.to(self.accelerator.device).to(memory_format=torch.channels_last).train().requires_grad_(True)
+        return network.to(self.accelerator.device).to(memory_format=torch.channels_last).train()
 
     def _prepare(self, network: nn.Module) -> tuple[Any, Any]:
-        optimiser = torch.optim.Adam(
-            network.parameters(), lr=self.stage.lr, betas=DEGRADER_BETAS if self.stage.degrader else BETAS
-        )
+        betas = DEGRADER_BETAS if self.stage.degrader else BETAS
+        optimiser = torch.optim.Adam(trained_parameters(network), lr=self.stage.lr, betas=betas)
         network, optimiser = self.accelerator.prepare(network, optimiser)
         return network, optimiser
 
@@ -96,7 +103,7 @@ class StageRun:
             group["lr"] = rate
         optimiser.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
-        norm: Tensor = self.accelerator.clip_grad_norm_(network.parameters(), self.stage.clip)
+        norm: Tensor = self.accelerator.clip_grad_norm_(trained_parameters(network), self.stage.clip)
         optimiser.step()
         return norm
 
