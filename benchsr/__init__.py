@@ -13,28 +13,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from benchsr.certificate import Certificate as Certificate
-    from benchsr.certificate import certify as certify
-    from benchsr.metrics import lpips as lpips
-    from benchsr.metrics import psnr as psnr
-    from benchsr.metrics import ssim as ssim
-    from benchsr.runner import run as run
-    from benchsr.smoothing import load_model as load_model
-    from benchsr.smoothing import smooth as smooth
-    from benchsr.threats import load_threat as load_threat
-    from benchsr.types import BenchsrError as BenchsrError
+    from benchsr.base.errors import BenchsrError as BenchsrError
+    from benchsr.commands.run import run as run
+    from benchsr.defences.certificate import Certificate as Certificate
+    from benchsr.defences.certificate import certify as certify
+    from benchsr.defences.smoothing import load_model as load_model
+    from benchsr.defences.smoothing import smooth as smooth
+    from benchsr.metrics.quality import lpips as lpips
+    from benchsr.metrics.quality import psnr as psnr
+    from benchsr.metrics.quality import ssim as ssim
+    from benchsr.threats.table import load_threat as load_threat
 
 _HOMES = {
-    "BenchsrError": "types",
-    "Certificate": "certificate",
-    "certify": "certificate",
-    "load_model": "smoothing",
-    "load_threat": "threats",
-    "lpips": "metrics",
-    "psnr": "metrics",
-    "run": "runner",
-    "smooth": "smoothing",
-    "ssim": "metrics",
+    "BenchsrError": "base.errors",
+    "Certificate": "defences.certificate",
+    "certify": "defences.certificate",
+    "load_model": "defences.smoothing",
+    "load_threat": "threats.table",
+    "lpips": "metrics.quality",
+    "psnr": "metrics.quality",
+    "run": "commands.run",
+    "smooth": "defences.smoothing",
+    "ssim": "metrics.quality",
 }
 __all__ = list(_HOMES)
 

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, files, downloads, schemas, random draws, inference, text and drawing."""

@@ -1,0 +1,1 @@
+"""From a protocol to records: plan, workers, executors, cache, ledger."""
