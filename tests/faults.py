@@ -25,6 +25,7 @@ from toys import photos, protocol, toy_card
 from benchsr.commands.run import Outcome, evaluate
 from benchsr.evaluation import worker
 from benchsr.evaluation.executors import Executor, MakeWorker, load_executor
+from benchsr.evaluation.options import RunOptions
 from benchsr.evaluation.plan import Cell
 from benchsr.evaluation.worker import Worker
 from benchsr.metrics import quality as metrics
@@ -148,7 +149,9 @@ class ToyBench:
     def run(self, out: str, executor: Executor, models: str = "", **options: Any) -> Outcome:
         cards = models or f"bicubic,{self.folder / 'toy-a.toml'},{self.folder / 'toy-b.toml'}"
         options.setdefault("cache", self.folder / f"cache-{Path(out).name}")
-        return evaluate(cards, protocol=self.folder / "toy.toml", out=self.folder / out, executor=executor, **options)
+        threats = options.pop("threats", "all")
+        given = RunOptions(out=self.folder / out, executor=executor, **options)
+        return evaluate(cards, threats, self.folder / "toy.toml", given)
 
     def table(self, out: str) -> pd.DataFrame:
         """Figures of results.csv as text, to the last digit, by (model, threat, image)."""

@@ -100,12 +100,10 @@ def run(
     Exit code: 0 all that is available is evaluated, 1 some evaluations failed, 2 wrong usage.
     """
     from benchsr.commands.run import evaluate
+    from benchsr.evaluation.options import RunOptions
     from benchsr.leaderboard import summary_table
 
-    outcome = evaluate(
-        models,
-        threats,
-        protocol,
+    options = RunOptions(
         dataset=dataset,
         limit=limit,
         out=out_dir,
@@ -122,6 +120,7 @@ def run(
         ray_address=ray_address,
         console=out,
     )
+    outcome = evaluate(models, threats, protocol, options)
     for table in summary_table(outcome.planned, outcome.cards):
         out.print(table)
     unavailable = {r.model: r.reason for r in outcome.planned if r.status is Status.UNAVAILABLE and r.image}

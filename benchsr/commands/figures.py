@@ -25,6 +25,7 @@ from benchsr.base.pairs import SCALE, Sample
 from benchsr.data.datasets import Dataset, load_dataset
 from benchsr.data.images import write_image
 from benchsr.evaluation.cache import AttackCache
+from benchsr.evaluation.ledger import stored_protocol
 from benchsr.evaluation.plan import Cell, plan, resolve
 from benchsr.evaluation.protocol import Protocol, load_protocol, select_threats
 from benchsr.evaluation.worker import Worker
@@ -128,7 +129,7 @@ def scenes(
 ) -> list[Scene]:
     """A scene for each image, threat and family with a model that can be had here, in that order."""
     found: dict[tuple[str, str], tuple[Sample, list[View]]] = {}
-    cells, _ = plan(protocol, resolve(cards), threats, dataset)
+    cells, _ = plan(protocol, resolve(cards), threats, dataset, studio.device.type)
     for cell in cells:  # network by network: each is loaded once
         for image in (image for image in images if image in cell.samples.sources):
             _, views = found.setdefault((image, cell.threat), (cell.samples.sample(image), []))
@@ -237,10 +238,13 @@ def make_figures(
     """Write <out>/<protocol>/figures: a PNG and a PDF for each image, threat and family, and what the page needs.
 
     `models`, `threats`, `images`: "all" or ids separated by commas; `images` None: the first one. Attacks come from the
-    cache or are computed as for the leaderboard. Raises BenchsrError where a model fails, and InputError where no
-    model can be had or an image is not in the data set.
+    cache or are computed as for the leaderboard that stands there. Raises BenchsrError where a model fails, and
+    InputError where no model can be had or an image is not in the data set.
     """
     chosen = protocol if isinstance(protocol, Protocol) else load_protocol(protocol)
+    folder = Path(out) / chosen.id
+    if (folder / "results.csv").exists():  # the pictures stand beside its figures
+        chosen, _ = stored_protocol(folder)
     dataset = load_dataset(chosen.dataset, crop=chosen.crop).first(chosen.images)
     wanted = dataset.ids[:1] if images is None else dataset.sources.select(images)
     store = AttackCache(str(cache or cache_dir() / "attacked"))
@@ -248,10 +252,7 @@ def make_figures(
     made = scenes(studio, chosen, select_cards(models), select_threats(threats, chosen), dataset, wanted)
     if not made:
         raise InputError(f"none of the models {models!r} can be had here; see: benchsr list models")
-    folder = Path(out) / chosen.id / "figures"
-    entries = [save(scene, folder) for scene in made]
-    write_atomic(
-        folder / "figures.json",
-        json.dumps({"fingerprint": chosen.fingerprint, "comparisons": entries}, indent=1) + "\n",
-    )
-    return folder
+    entries = [save(scene, folder / "figures") for scene in made]
+    about = {"fingerprint": chosen.fingerprint, "comparisons": entries}
+    write_atomic(folder / "figures" / "figures.json", json.dumps(about, indent=1) + "\n")
+    return folder / "figures"

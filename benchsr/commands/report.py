@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchsr.base.errors import InputError
 from benchsr.data.datasets import Dataset, load_dataset
-from benchsr.evaluation.ledger import _read
+from benchsr.evaluation.ledger import read_ledger, stored_protocol
 from benchsr.evaluation.protocol import Protocol, load_protocol
 from benchsr.leaderboard import LeaderboardInfo, write_leaderboard
 from benchsr.models.zoo import zoo
@@ -15,24 +15,35 @@ from benchsr.models.zoo import zoo
 def rewrite(protocol: str | Path, dataset: str | None = None, out: str | Path = "leaderboards") -> Path:
     """Write the tables, plots and report of <out>/<protocol>/results.csv again, and return their folder.
 
-    Raises InputError where there is no such file.
+    Settings and fingerprint are those that the results were made with. Raises InputError where there are no results, or
+    where `protocol` is a file with other settings, or `dataset` another one.
     """
-    chosen = load_protocol(protocol).override(dataset=dataset)
-    folder = Path(out) / chosen.id
-    if not (folder / "results.csv").exists():
-        raise InputError(f"{folder / 'results.csv'} does not exist; make it with: benchsr run --protocol {protocol}")
-    records = _read(folder / "results.csv")
-    data = load_dataset(chosen.dataset, crop=chosen.crop).first(chosen.images)
-    write_leaderboard(folder, records, protocol=about_leaderboard(chosen, data), cards=zoo())
+    asked = load_protocol(protocol)
+    folder = Path(out) / asked.id
+    made, fingerprint = stored_protocol(folder)
+    wrong = dataset is not None and dataset != made.dataset
+    if wrong or (str(protocol).endswith(".toml") and asked.fingerprint != fingerprint):
+        raise InputError(
+            f"{folder / 'results.csv'} was made with other settings (fingerprint {fingerprint[:8]}, {made.dataset}): "
+            f"report on them with --protocol {made.id} alone, or run the benchmark with yours"
+        )
+    records = read_ledger(folder)
+    if strange := [r for r in records if (r.protocol, r.seed) != (made.id, made.seed)]:
+        raise InputError(
+            f"{folder / 'results.csv'}: a line of protocol {strange[0].protocol}, seed {strange[0].seed}, was not made "
+            f"with {folder / 'protocol.json'}; run the benchmark again"
+        )
+    data = load_dataset(made.dataset, crop=made.crop).first(made.images)
+    write_leaderboard(folder, records, protocol=about_leaderboard(made, data, fingerprint), cards=zoo())
     return folder
 
 
-def about_leaderboard(protocol: Protocol, dataset: Dataset) -> LeaderboardInfo:
-    """What a leaderboard's tables and report say of their protocol."""
+def about_leaderboard(protocol: Protocol, dataset: Dataset, fingerprint: str | None = None) -> LeaderboardInfo:
+    """What a leaderboard's tables and report say of their protocol; `fingerprint`: that of results made earlier."""
     return LeaderboardInfo(
         id=protocol.id,
         title=protocol.title,
-        fingerprint=protocol.fingerprint,
+        fingerprint=fingerprint or protocol.fingerprint,
         description=protocol.description,
         threats=list(protocol.threats),
         images=dataset.ids,

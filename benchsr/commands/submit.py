@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +16,7 @@ from benchsr.base.text import escape, markdown_table
 from benchsr.commands.report import about_leaderboard
 from benchsr.commands.run import evaluate
 from benchsr.data.datasets import load_dataset
+from benchsr.evaluation.options import RunOptions
 from benchsr.evaluation.protocol import Protocol, load_protocol
 from benchsr.leaderboard import LeaderboardInfo
 from benchsr.leaderboard.flags import FLAGS, flags
@@ -74,13 +74,14 @@ def submit(
         raise CardError(f"{card_file}: id: {card.id!r} is taken by a card of the zoo; choose another one")
     network = network_key(card)
     chosen = protocol if isinstance(protocol, Protocol) else load_protocol(protocol)
-    run = partial(evaluate, str(card_file), protocol=chosen, device=device)
     with TemporaryDirectory() as scratch:
-        records = run(out=Path(scratch) / "row", console=console).planned
+        options = RunOptions(device=device, out=Path(scratch) / "row", console=console)
+        records = evaluate(str(card_file), "all", chosen, options).planned
         threats = ",".join(t for t in REPEATED if t in chosen.threats)
-        twice = [
-            run(threats=threats, limit=1, out=f"{scratch}/{i}", cache=f"{scratch}/cache{i}").planned for i in range(2)
+        again = [
+            RunOptions(device=device, limit=1, out=f"{scratch}/{i}", cache=f"{scratch}/cache{i}") for i in range(2)
         ]
+        twice = [evaluate(str(card_file), threats, chosen, options).planned for options in again]
     differences = list(compare(*twice))
     info = about_leaderboard(chosen, load_dataset(chosen.dataset, crop=chosen.crop).first(chosen.images))
     text = _text(card, network, records, differences, info)

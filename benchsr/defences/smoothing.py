@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchsr.base.errors import InputError
 from benchsr.base.inference import row_slices
 from benchsr.base.rng import Randomised, generator
-from benchsr.models.cards import Card, sigma_for
+from benchsr.models.cards import Card, deployment
 from benchsr.models.network import load_network
 from benchsr.models.zoo import load_card
 
@@ -114,10 +114,8 @@ def smoothed_for(card: Card, threat: str, network: nn.Module, seed: int = 0, n: 
 
     `n`: another number of draws than the card's.
     """
-    sigma = sigma_for(card, threat)
-    if card.smoothing is None or sigma == 0:
-        return network
-    return Smoothed(network, sigma, n or card.smoothing.n, seed)
+    deployed = deployment(card, threat)
+    return Smoothed(network, deployed.sigma, n or deployed.n, seed) if deployed else network
 
 
 def load_model(model: str | Card, threat: str = "clean", device: str | torch.device = "cpu") -> nn.Module:

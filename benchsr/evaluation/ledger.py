@@ -1,11 +1,17 @@
-"""What a leaderboard's folder holds, and who may change it."""
+"""The folder of one leaderboard: what stands in it, and who may change it.
+
+results.csv holds a line for each evaluation, protocol.json the settings that all of them were made with,
+environments.json the machines and versions that single lines name, timings.csv the seconds that they took. Nothing else
+writes these four.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,81 +19,188 @@ from typing import Any
 
 import torch
 
-from benchsr.base.errors import InputError
-from benchsr.base.files import write_atomic
-from benchsr.data.datasets import Dataset
-from benchsr.evaluation.plan import Row
-from benchsr.evaluation.protocol import Protocol
-from benchsr.results.records import Record, Status, read_results
+from benchsr.base.errors import CardError, InputError
+from benchsr.base.files import digest, locked, write_atomic
+from benchsr.evaluation.protocol import CODE_VERSION, Protocol
+from benchsr.results.records import (
+    Record,
+    Status,
+    append_record,
+    append_timing,
+    read_results,
+    read_timings,
+    write_results,
+    write_timings,
+)
 
 log = logging.getLogger(__name__)
 
+PACKAGES = ("benchsr", "torch", "torchvision", "torchattacks", "lpips", "spandrel", "scikit-image", "numpy")
+"""Packages whose versions an environment names: those that compute figures."""
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
-
-def _about(protocol: Protocol, rows: Sequence[Row], device: torch.device) -> dict[str, Any]:
-    """What run.json says: enough to tell whether two leaderboards can be compared, and to run this one again."""
-    packages = ("benchsr", "torch", "torchvision", "torchattacks", "lpips", "spandrel", "scikit-image", "numpy")
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a figure may hang on beside protocol, data and weights: versions, device and processor."""
+    gpu = device.type == "cuda"
     return {
-        "protocol": protocol.id,
-        "fingerprint": protocol.fingerprint,
-        "figures": protocol.figures(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "processor": torch.backends.cpu.get_cpu_capability(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "networks": {row.card.id: row.network for row in rows if not row.reason},
-        "unavailable": {row.card.id: row.reason for row in rows if row.reason},
-        "started": _now(),
-        "finished": None,
     }
 
 
-def _open_results(folder: Path, protocol: Protocol, about: dict[str, Any]) -> list[Record]:
-    """What results.csv of this protocol holds already. One of another fingerprint is moved aside, never mixed in."""
-    results, run_json = folder / "results.csv", folder / "run.json"
-    if results.exists():
-        before = _fingerprint(run_json)
-        if before != protocol.fingerprint:
-            aside = results.with_name(f"results-{before[:8]}.csv")
-            results.replace(aside)
-            log.warning("%s was made with other settings; it is kept as %s", results, aside.name)
-    write_atomic(run_json, json.dumps(about, indent=2) + "\n")
-    return _read(results) if results.exists() else []
+def stored_protocol(folder: Path) -> tuple[Protocol, str]:
+    """The protocol that the results in `folder` were made with, and its fingerprint.
 
-
-def _read(results: Path) -> list[Record]:
-    records, problems = read_results(results)
-    for problem in problems:
-        log.warning("%s: %s", results, problem)
-    return records
-
-
-def _fingerprint(run_json: Path) -> str:
-    """The fingerprint of the protocol that the folder's results were made with."""
+    Raises InputError where there are no results, or protocol.json does not tell.
+    """
+    path = folder / "protocol.json"
+    if not (folder / "results.csv").exists():
+        raise InputError(f"{folder / 'results.csv'} does not exist; make it with: benchsr run")
     try:
-        return str(json.loads(run_json.read_text(encoding="utf-8"))["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "unknown"
-
-
-def _require_ours(folder: Path, protocol: Protocol) -> None:
-    if _fingerprint(folder / "run.json") != protocol.fingerprint:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        return Protocol.model_validate(told["protocol"]), str(told["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError, CardError) as error:
         raise InputError(
-            f"{folder} was taken over by a run with other settings, which moved these results aside; give one of them "
-            "another --out, and run this command again"
-        )
+            f"{path}: cannot be used ({error}); it says what {folder / 'results.csv'} was made with: bring it back, or "
+            "move the results away and run the benchmark again"
+        ) from None
 
 
-def _kept(known: Sequence[Record], planned: Sequence[Record], dataset: Dataset) -> list[Record]:
-    """Rows of earlier runs that this run did not plan, as long as they speak of images that are still there."""
-    pairs = {(r.model, r.threat) for r in planned}
-    cells = {(r.model, r.threat, r.image) for r in planned}
-    return [
-        r
-        for r in known
-        if (r.model, r.threat, r.image) not in cells
-        and (r.status is Status.OK or (r.model, r.threat) not in pairs)
-        and (r.dataset != dataset.id or r.image in dataset.ids)
-    ]
+def read_ledger(folder: Path) -> list[Record]:
+    """The records of results.csv with their timings; of damaged lines the log tells. Raises InputError."""
+    records, problems = read_results(folder / "results.csv")
+    for problem in problems:
+        log.warning("%s: %s", folder / "results.csv", problem)
+    timings = read_timings(folder / "timings.csv")
+    return [replace(record, **timings.get(record.key, {})) for record in records]
+
+
+class Ledger:
+    """The leaderboard in `folder` under `protocol`, open for lines computed in `made_in` (see `environment`).
+
+    Runs of equal settings share it: each change is made under a lock. Results of other settings are moved aside when it
+    is opened, under a name that was never used before, and never mixed in.
+    """
+
+    def __init__(self, folder: Path, protocol: Protocol, made_in: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.protocol = protocol
+        self.made_in = dict(made_in)
+        self.environment = digest(self.made_in)[:12]
+        self.results = folder / "results.csv"
+        self.timings = folder / "timings.csv"
+
+    def open(self) -> list[Record]:
+        """Take the folder over for this protocol; returns what it holds already."""
+        told = {"fingerprint": self.protocol.fingerprint, "code": CODE_VERSION}
+        text = json.dumps({**told, "protocol": self.protocol.model_dump(mode="json")}, indent=2) + "\n"
+        with locked(self.results):
+            before = self._fingerprint()
+            if self.results.exists() and before != self.protocol.fingerprint:
+                stamp = f"{before[:8]}-{_stamp()}"
+                aside = _unused(self.folder, f"results-{stamp}", ".csv")
+                for file in (self.folder / "protocol.json", self.timings):
+                    if file.exists():
+                        file.replace(_unused(self.folder, f"{file.stem}-{stamp}", file.suffix))
+                self.results.replace(aside)
+                log.warning("%s was made with other settings; it is kept as %s", self.results, aside.name)
+            if before != self.protocol.fingerprint:
+                write_atomic(self.folder / "protocol.json", text)
+            return read_ledger(self.folder) if self.results.exists() else []
+
+    def append(self, record: Record) -> Record:
+        """Add a line computed now, with the environment that made it; returns it so."""
+        named = replace(record, environment=self.environment)
+        with locked(self.results):
+            self._require_ours()
+            self._name_environment()
+            append_record(self.results, named)
+            append_timing(self.timings, named)
+        return named
+
+    def merge(
+        self, planned: Sequence[Record], done: Mapping[str, Record], today: Mapping[Identity, str]
+    ) -> list[Record]:
+        """Write the lines of this run, and those of earlier runs that still stand; returns all of them.
+
+        `done`: records by key. `today`: (model, threat, image) -> key, for each evaluation whose key can be told today.
+        An earlier line stands where its key is today's, or today's cannot be told; other figures go into a file aside.
+        """
+        with locked(self.results):
+            self._require_ours()
+            known = read_ledger(self.folder) if self.results.exists() else []
+            by_key = {r.key: r for r in known if r.status is Status.OK} | dict(done)
+            ours = [replace(by_key.get(r.key, r), model=r.model, threat=r.threat) for r in planned]
+            mine = {identity(r) for r in ours}
+            outdated = {identity(r) for r in known if not _stands(r, today)}
+            self._keep_aside(r for r in known if r.status is Status.OK and identity(r) in outdated)
+            # A model that failed or was unavailable as a whole has one line, without an image.
+            pairs = {(r.model, r.threat) for r in ours}
+            earlier = [r for r in known if r.status is Status.OK or (r.model, r.threat) not in pairs]
+            records = [r for r in earlier if identity(r) not in mine | outdated] + ours
+            write_results(self.results, records)
+            write_timings(self.timings, records)
+        return records
+
+    def _keep_aside(self, records: Iterable[Record]) -> None:
+        outdated = list(records)
+        if outdated:
+            aside = _unused(self.folder, f"results-outdated-{_stamp()}", ".csv")
+            write_results(aside, outdated)
+            models = ", ".join(sorted({r.model for r in outdated}))
+            log.warning(
+                "%d figures of %s were made with other weights, data or settings than today's; they are kept as %s",
+                *(len(outdated), models, aside.name),
+            )
+
+    def _name_environment(self) -> None:
+        path = self.folder / "environments.json"
+        try:
+            named = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            named = {}
+        if self.environment not in named:
+            write_atomic(path, json.dumps({**named, self.environment: self.made_in}, indent=2) + "\n")
+
+    def _fingerprint(self) -> str:
+        try:
+            return str(json.loads((self.folder / "protocol.json").read_text(encoding="utf-8"))["fingerprint"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return "unknown"
+
+    def _require_ours(self) -> None:
+        if self._fingerprint() != self.protocol.fingerprint:
+            raise InputError(
+                f"{self.folder} was taken over by a run with other settings, which moved these results aside; give one "
+                "of them another --out, and run this command again"
+            )
+
+
+Identity = tuple[str, str, str]
+"""Model, threat and image: what at most one line of results.csv is about."""
+
+
+def identity(record: Record) -> Identity:
+    """What the line is about."""
+    return record.model, record.threat, record.image
+
+
+def _stands(record: Record, today: Mapping[Identity, str]) -> bool:
+    """Whether the line is one that today's plan has, or of a model or data that today's plan cannot tell about."""
+    told = any((record.model, record.threat) == key[:2] and key[2] for key in today)
+    return today.get(identity(record), "") == record.key if told else True
+
+
+def _stamp() -> str:
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+
+
+def _unused(folder: Path, stem: str, suffix: str) -> Path:
+    """A file of `folder` that is not there yet."""
+    path, number = folder / f"{stem}{suffix}", 1
+    while path.exists():
+        number += 1
+        path = folder / f"{stem}-{number}{suffix}"
+    return path

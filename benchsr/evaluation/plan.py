@@ -6,101 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchsr.base.errors import BenchsrError
+from benchsr.base.errors import BenchsrError, InputError, UnavailableError
 from benchsr.base.files import digest
 from benchsr.data.datasets import Dataset, load_dataset
 from benchsr.evaluation.protocol import CODE_VERSION, Protocol
-from benchsr.models.cards import Card, sigma_for
+from benchsr.metrics.perceptual import trunk_sha256
+from benchsr.models.cards import Card, Deployment, deployment
 from benchsr.models.zoo import network_key
 from benchsr.results.records import Record, Status
 from benchsr.threats.table import Threat
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model of the leaderboard: its card, and the key of its network, or why its weights cannot be had."""
-
-    card: Card
-    network: str
-    reason: str = ""
-
-
-def resolve(cards: Iterable[Card]) -> list[Row]:
-    """Find each card's weights; a card whose weights cannot be had keeps its row, with the reason."""
-    rows = []
-    for card in cards:
-        try:
-            rows.append(Row(card, network_key(card)))
-        except BenchsrError as error:
-            rows.append(Row(card, f"unavailable:{card.id}", str(error)))
-    return rows
-
-
-def plan(
-    protocol: Protocol, rows: Sequence[Row], threats: Sequence[str], dataset: Dataset, limit: int | None = None
-) -> tuple[list[Cell], list[Record]]:
-    """The cells to compute, network by network, and the records of what cannot be evaluated, with their reasons."""
-    cells: list[Cell] = []
-    missing: list[Record] = []
-    data = {threat: _samples(protocol, threat, dataset) for threat in threats}
-    # One attack serves all models that look alike to it: one network, smoothed alike if the attack sees the smoothing.
-    groups: dict[tuple[str, str, tuple[float, ...]], list[Row]] = {}
-    for network in dict.fromkeys(row.network for row in rows):
-        for threat_id in threats:
-            for row in (row for row in rows if row.network == network):
-                seen = _smoothing(row.card, protocol.threat(threat_id)) if protocol.threat(threat_id).median_of else ()
-                groups.setdefault((network, threat_id, seen), []).append(row)
-    for (network, threat_id, seen), group in groups.items():
-        threat, (samples, absent) = protocol.threat(threat_id), data[threat_id]
-        images = samples.ids[:limit] if samples else [""]
-        templates = [
-            Record(
-                protocol=protocol.id,
-                dataset=threat.spec.dataset or dataset.id,
-                model=row.card.id,
-                threat=threat_id,
-                image=image,
-                status=Status.UNAVAILABLE if row.reason or absent else Status.OK,
-                reason=row.reason or absent,
-                seed=protocol.seed,
-            )
-            for image in images
-            for row in group
-        ]
-        if samples is None or group[0].reason:
-            missing += [replace(t, key=digest([t.model, t.threat, t.image, t.reason])) for t in templates]
-            continue
-        cause: dict[str, Any] = {"threat": threat_id, "settings": dict(threat.settings), "seed": protocol.seed}
-        cause |= {"quantise_lr": protocol.quantise_lr}
-        if threat.objective:
-            cause |= {"network": network, "precision": protocol.precision, "smoothing": seen}
-        if threat.median_of and not seen:  # a model without noise looks the same from everywhere
-            cause["settings"] |= {"median_of": 0, "draws": 1}
-        if threat.objective and threat.spec.make:  # attacks of equal settings are one attack, whatever they are called
-            cause["threat"] = threat.spec.make.__name__
-        attack_keys = {image: digest([CODE_VERSION, cause, samples.sample_key(image)]) for image in images}
-        scored = [network, protocol.metrics.model_dump(), protocol.evaluations, protocol.seed]
-        smoothing = {row.card.id: _smoothing(row.card, threat) for row in group}
-        records = (replace(t, key=digest([attack_keys[t.image], scored, smoothing[t.model]])) for t in templates)
-        cells.append(Cell(threat_id, {r.card.id: r.card for r in group}, samples, tuple(records), attack_keys))
-    return cells, missing
-
-
-def _samples(protocol: Protocol, threat_id: str, dataset: Dataset) -> tuple[Dataset | None, str]:
-    """The images of a threat: its own paired data set, or the protocol's; None and the reason where absent."""
-    own = protocol.threat(threat_id).spec.dataset
-    if not own:
-        return dataset, ""
-    try:
-        return load_dataset(own, crop=protocol.crop), ""
-    except BenchsrError as error:
-        return None, str(error)
-
-
-def _smoothing(card: Card, threat: Threat) -> tuple[float, ...]:
-    """Sigma and number of draws with which a card meets a threat; empty for a model that is not smoothed."""
-    sigma = sigma_for(card, threat.like)
-    return (sigma, card.smoothing.n) if card.smoothing and sigma else ()
 
 
 @dataclass(frozen=True)
@@ -136,3 +50,158 @@ class Cell:
             )
             for part in (images[start : start + size] for start in range(0, len(images), size))
         ]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the leaderboard: its card, and the key of its network, or why it has none.
+
+    `status`: unavailable where the weights cannot be had here, failed where they are not what they should be.
+    """
+
+    card: Card
+    network: str
+    reason: str = ""
+    status: Status = Status.OK
+
+
+@dataclass(frozen=True)
+class Column:
+    """One threat of the leaderboard: as the protocol sets it, and its images, or why there are none."""
+
+    threat: Threat
+    samples: Dataset | None
+    reason: str = ""
+    status: Status = Status.OK
+
+
+def _lacking(error: BenchsrError) -> tuple[str, Status]:
+    """Why something is not there: it cannot be had, or something is wrong with it."""
+    return str(error), Status.UNAVAILABLE if isinstance(error, UnavailableError) else Status.FAILED
+
+
+def resolve(cards: Iterable[Card]) -> list[Row]:
+    """Find each card's weights; a card without any keeps its row, with the reason.
+
+    Raises InputError, naming both files, for two cards of one id.
+    """
+    rows: dict[str, Row] = {}
+    for card in cards:
+        if card.id in rows:
+            files = " and ".join(str(c.file) for c in (rows[card.id].card, card))
+            raise InputError(f"two models have the id {card.id!r}: {files}; give one of the cards another id and name")
+        try:
+            rows[card.id] = Row(card, network_key(card))
+        except BenchsrError as error:
+            rows[card.id] = Row(card, f"none:{card.id}", *_lacking(error))
+    return list(rows.values())
+
+
+def columns(protocol: Protocol, threats: Sequence[str], dataset: Dataset) -> list[Column]:
+    """The threats with their images: those of the protocol's data set, or of a threat's own paired one."""
+    found = []
+    for threat in map(protocol.threat, threats):
+        samples: Dataset | None = dataset
+        reason, status = "", Status.OK
+        try:
+            if threat.spec.dataset:
+                samples = load_dataset(threat.spec.dataset, crop=protocol.crop)
+            _perceptual_key(threat)
+        except BenchsrError as error:
+            samples, (reason, status) = None, _lacking(error)
+        found.append(Column(threat, samples, reason, status))
+    return found
+
+
+def _perceptual_key(threat: Threat) -> str:
+    """The hash of the weights of the loss that the threat raises; empty where it needs none."""
+    objective = threat.objective
+    return trunk_sha256(objective.net) if objective and objective.perceptual_weight else ""
+
+
+def plan(
+    protocol: Protocol,
+    rows: Sequence[Row],
+    threats: Sequence[str],
+    dataset: Dataset,
+    device: str,
+    limit: int | None = None,
+) -> tuple[list[Cell], list[Record]]:
+    """The cells to compute, network by network, and the records of what cannot be evaluated, with their reasons.
+
+    `device`: "cpu" or "cuda", whose kernels round differently. How many threads compute is in no key: each worker
+    takes one on the CPU.
+    """
+    cells: list[Cell] = []
+    missing: list[Record] = []
+    found = columns(protocol, threats, dataset)
+    for network in dict.fromkeys(row.network for row in rows):
+        for column in found:
+            # One attack serves all models that look alike to it: smoothed alike, if the attack sees the smoothing.
+            groups: dict[Deployment | None, list[Row]] = {}
+            for row in (row for row in rows if row.network == network):
+                seen = deployment(row.card, column.threat.like) if column.threat.median_of else None
+                groups.setdefault(seen, []).append(row)
+            for seen, group in groups.items():
+                templates = _templates(protocol, column, group, dataset, limit)
+                if column.samples is None or group[0].reason:
+                    missing += [replace(t, key=digest([t.model, t.threat, t.image, t.reason])) for t in templates]
+                else:
+                    cells.append(_cell(protocol, column.threat, column.samples, group, seen, templates, device))
+    return cells, missing
+
+
+def _templates(
+    protocol: Protocol, column: Column, group: Sequence[Row], dataset: Dataset, limit: int | None
+) -> list[Record]:
+    """What is known of each evaluation before the work starts."""
+    return [
+        Record(
+            protocol=protocol.id,
+            dataset=column.threat.spec.dataset or dataset.id,
+            model=row.card.id,
+            threat=column.threat.id,
+            image=image,
+            status=max((row.status, column.status), key=list(Status).index),
+            reason=row.reason or column.reason,
+            seed=protocol.seed,
+        )
+        for image in (column.samples.ids[:limit] if column.samples else [""])
+        for row in group
+    ]
+
+
+def _cell(
+    protocol: Protocol,
+    threat: Threat,
+    samples: Dataset,
+    group: Sequence[Row],
+    seen: Deployment | None,
+    templates: Sequence[Record],
+    device: str,
+) -> Cell:
+    network = group[0].network
+    cause: dict[str, Any] = {"threat": threat.id, "settings": dict(threat.settings), "seed": protocol.seed}
+    cause |= {"quantise_lr": protocol.quantise_lr}
+    if threat.objective:
+        cause |= {"network": network, "precision": protocol.precision, "smoothing": seen, "device": device}
+        cause |= {"perceptual": _perceptual_key(threat)}
+    if threat.median_of and not seen:  # a model without noise looks the same from everywhere
+        cause["settings"] |= {"median_of": 0, "draws": 1}
+    if threat.objective and threat.spec.make:  # attacks of equal settings are one attack, whatever they are called
+        cause["threat"] = threat.spec.make.__name__
+    images = dict.fromkeys(template.image for template in templates)
+    attack_keys = {image: digest([CODE_VERSION, cause, samples.sample_key(image)]) for image in images}
+    scored = [network, protocol.metrics.model_dump(), protocol.evaluations, protocol.seed]
+    deployed = {row.card.id: deployment(row.card, threat.like) for row in group}
+    records = (replace(t, key=digest([attack_keys[t.image], scored, deployed[t.model]])) for t in templates)
+    return Cell(threat.id, {row.card.id: row.card for row in group}, samples, tuple(records), attack_keys)
+
+
+def keys_today(
+    protocol: Protocol, rows: Sequence[Row], dataset: Dataset, device: str
+) -> dict[tuple[str, str, str], str]:
+    """(model, threat, image) -> the key that each evaluation of `rows` has under the whole protocol."""
+    cells, missing = plan(protocol, rows, protocol.threats, dataset, device)
+    planned = [record for cell in cells for record in cell.records] + missing
+    return {(r.model, r.threat, r.image): r.key for r in planned}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,11 +76,11 @@ class Protocol(Table):
 
     def threat(self, threat_id: str) -> Threat:
         """The threat as this protocol sets it, its objective included."""
-        defaults = THREATS[threat_id].defaults
-        shared = {k: v for k, v in self.objective.model_dump().items() if k in defaults}
-        return load_threat(threat_id, **{**shared, **self.settings.get(threat_id, {})})
+        return _resolved(
+            threat_id, tuple(self.objective.model_dump().items()), _items(self.settings.get(threat_id, {}))
+        )
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of all that can change a figure, apart from the data and the weights, which each row's key adds."""
         return digest({"code": CODE_VERSION, **self.figures()})
@@ -129,6 +129,20 @@ class Protocol(Table):
                     f"{threat.spec.title}: " + ", ".join(f"{k} {_number(k, v)}" for k, v in numbers.items()) + "."
                 )
         return lines + list(self.notes)
+
+
+def _items(settings: Mapping[str, Setting]) -> tuple[tuple[str, Setting], ...]:
+    return tuple(sorted(settings.items()))
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _resolved(
+    threat_id: str, objective: tuple[tuple[str, Setting], ...], settings: tuple[tuple[str, Setting], ...]
+) -> Threat:
+    """A threat whose settings are the table's, then the protocol's objective, then what it says of this threat."""
+    defaults = THREATS[threat_id].defaults
+    shared = {name: value for name, value in objective if name in defaults}
+    return load_threat(threat_id, **{**shared, **dict(settings)})
 
 
 def _number(name: str, value: Setting) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import Field, PrivateAttr, StringConstraints, ValidationError, model_validator
@@ -207,6 +207,11 @@ class Card(Table):
     training: dict[str, Any] | None = None
     _folder: Path = PrivateAttr(default=Path())
 
+    @property
+    def file(self) -> Path:
+        """The file that the card was read from."""
+        return self._folder / f"{self.id}.toml"
+
     @model_validator(mode="after")
     def _one_origin(self) -> Card:
         if [bool(self.weights), self.base is not None, self.architecture == "bicubic"].count(True) != 1:
@@ -248,6 +253,19 @@ def read_card(path: Path) -> Card:
         raise CardError(f"{path}: id: {card.id!r} must be the file's name without .toml, {path.stem!r}")
     card._folder = path.absolute().parent
     return card
+
+
+class Deployment(NamedTuple):
+    """How a card is deployed against a threat: median smoothing with N(0, sigma^2), [0, 1] units, over n draws."""
+
+    sigma: float
+    n: int
+
+
+def deployment(card: Card, threat_id: str) -> Deployment | None:
+    """How `card` meets a threat; None where it meets it without smoothing."""
+    sigma = sigma_for(card, threat_id)
+    return Deployment(sigma, card.smoothing.n) if card.smoothing and sigma else None
 
 
 def sigma_for(card: Card, threat_id: str) -> float:

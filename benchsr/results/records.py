@@ -7,7 +7,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
@@ -30,9 +30,10 @@ class Status(StrEnum):
 class Record:
     """One line of results.csv: one model under one threat on one image. Fields that were not computed are None.
 
-    `seconds_*` are wall-clock seconds per image; `attack_linf` and `attack_l2` are norms of the perturbation in [0, 1]
-    units; `loss_*` is the attack's objective before and after. `key` hashes everything that can change a figure of
-    this row, and comes last so that a line cut short can never be mistaken for a whole one.
+    `attack_linf` and `attack_l2` are norms of the perturbation in [0, 1] units; `loss_*` is the attack's objective
+    before and after; `environment` names an entry of environments.json. `key` hashes everything that can change a
+    figure of this row, and comes last so that a line cut short can never be mistaken for a whole one. `seconds_*`,
+    wall-clock seconds per image, differ from run to run: they stand in timings.csv, not in results.csv.
     """
 
     protocol: str
@@ -53,13 +54,17 @@ class Record:
     seconds_sr: float | None = None
     health: str = ""
     seed: int = 0
+    environment: str = ""
     key: str = ""
 
 
-COLUMNS = tuple(field.name for field in fields(Record))
+TIMINGS = ("seconds_attack", "seconds_sr")
+"""Fields that timings.csv holds."""
+
+COLUMNS = tuple(field.name for field in fields(Record) if field.name not in TIMINGS)
 """The columns of results.csv, in order. `key` comes last: a line that was cut short lacks its 64 characters."""
 
-_NUMBERS = tuple(field.name for field in fields(Record) if field.default is None)
+_NUMBERS = tuple(field.name for field in fields(Record) if field.default is None and field.name not in TIMINGS)
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -112,19 +117,51 @@ def append_record(path: Path, record: Record) -> None:
 
     A file that is missing or empty gets its header first. Raises InputError where the file cannot be written.
     """
+    _append(path, COLUMNS, record)
+
+
+def append_timing(path: Path, record: Record) -> None:
+    """Append the seconds of one record to timings.csv, as `append_record` does."""
+    _append(path, (*TIMINGS, "key"), record)
+
+
+def write_timings(path: Path, records: Iterable[Record]) -> None:
+    """Write timings.csv atomically: key and seconds of each record that has any. Raises as `write_results`."""
+    columns = (*TIMINGS, "key")
+    lines = sorted({_format(r, columns) for r in records if r.seconds_attack is not None or r.seconds_sr is not None})
+    write_atomic(path, _line(columns) + "".join(lines))
+
+
+def read_timings(path: Path) -> dict[str, dict[str, float]]:
+    """Key -> seconds by name; lines that cannot be read, and a missing file, hold none: no figure hangs on them."""
+    found: dict[str, dict[str, float]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+    except OSError:
+        return found
+    for values in csv.reader(lines):
+        try:
+            *seconds, key = values
+            found[key] = {name: float(value) for name, value in zip(TIMINGS, seconds, strict=True) if value}
+        except ValueError:
+            continue
+    return found
+
+
+def _append(path: Path, columns: Sequence[str], record: Record) -> None:
     try:
         with path.open("a+b") as file:
             size = file.seek(0, os.SEEK_END)
             if size:
                 file.seek(-1, os.SEEK_END)
-            start = _line(COLUMNS) if not size else "" if file.read(1) == b"\n" else "\n"
-            file.write((start + _format(record)).encode())
+            start = _line(columns) if not size else "" if file.read(1) == b"\n" else "\n"
+            file.write((start + _format(record, columns)).encode())
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def _format(record: Record) -> str:
-    values = (getattr(record, name) for name in COLUMNS)
+def _format(record: Record, columns: Sequence[str] = COLUMNS) -> str:
+    values = (getattr(record, name) for name in columns)
     return _line("" if v is None else f"{v:.9g}" if isinstance(v, float) else " ".join(str(v).split()) for v in values)
 
 

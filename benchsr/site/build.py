@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from benchsr.base.drawing import svg
 from benchsr.base.errors import InputError
 from benchsr.base.files import write_atomic
+from benchsr.evaluation.ledger import stored_protocol
 from benchsr.leaderboard import Leaderboard, read_leaderboard
 from benchsr.leaderboard.flags import FLAGS, flags
 from benchsr.leaderboard.paper import judge_printed
@@ -175,7 +176,7 @@ def build_site(leaderboards: Path, out: Path) -> list[Path]:
     if not folders:
         raise InputError(f"{leaderboards} holds no <protocol>/results.csv; make one with: benchsr run")
     cards = zoo()
-    boards = {folder: read_leaderboard(folder, cards) for folder in folders}
+    boards = {folder: _read_board(folder, cards) for folder in folders}
     sheets = [Sheet(board, family) for board in boards.values() for family in board.families if board.tables]
     plots = {board.protocol.id: list(_write_plots(board, out)) for board in boards.values()}
     figures = {board.protocol.id: _copy_figures(folder, board, out) for folder, board in boards.items()}
@@ -195,6 +196,18 @@ def build_site(leaderboards: Path, out: Path) -> list[Path]:
     for path, text in pages.items():
         write_atomic(path, text)
     return list(pages)
+
+
+def _read_board(folder: Path, cards: Mapping[str, CardInfo]) -> Leaderboard:
+    """The leaderboard in `folder`. Raises InputError where its report is not of the results that stand there."""
+    board = read_leaderboard(folder, cards)
+    protocol, fingerprint = stored_protocol(folder)
+    if board.protocol.fingerprint != fingerprint:
+        raise InputError(
+            f"{folder / 'leaderboard.json'} is of other settings than results.csv; write it again with: "
+            f"benchsr report --protocol {protocol.id} --out {folder.parent}"
+        )
+    return board
 
 
 def serve_site(folder: Path, port: int = 8000) -> None:

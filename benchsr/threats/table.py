@@ -196,7 +196,7 @@ def load_threat(threat_id: str, **settings: Setting) -> Threat:
     """
     spec = THREATS[threat_id]
     defaults = spec.defaults
-    for name, value in settings.items():
+    for name, value in list(settings.items()):
         if name not in defaults:
             near = get_close_matches(name, defaults, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(defaults) or 'none'}"
@@ -205,4 +205,5 @@ def load_threat(threat_id: str, **settings: Setting) -> Threat:
         fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
         if not fits or (isinstance(value, bool) and kind is not bool):
             raise InputError(f"threat {threat_id!r}: {name} must be {kind.__name__}, got {value!r}")
+        settings[name] = kind(value)  # 1 and 1.0 are one setting of a float, and have one key
     return Threat(threat_id, spec, {**defaults, **settings})

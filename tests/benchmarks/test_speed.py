@@ -37,6 +37,7 @@ from benchmarks.workloads import (
     timed,
 )
 from benchsr.commands.run import evaluate
+from benchsr.evaluation.options import RunOptions
 
 SIDES = {"rrdb-23": 48, "compact": 64}
 ROUNDS = 2
@@ -136,10 +137,12 @@ def test_again(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
 
     def seconds() -> float:
         started = time.perf_counter()
-        evaluate("impressionism-ntire", limit=2, out=tmp_path, cache=tmp_path / "cache", device=DEVICE)
+        options = RunOptions(limit=2, out=tmp_path, cache=tmp_path / "cache", device=DEVICE)
+        evaluate("impressionism-ntire", options=options)
         return time.perf_counter() - started
 
-    evaluate("bicubic", "clean", limit=1, out=tmp_path / "warm", cache=tmp_path / "cache")  # imports, fonts
+    warm = RunOptions(limit=1, out=tmp_path / "warm", cache=tmp_path / "cache")
+    evaluate("bicubic", "clean", options=warm)  # imports, fonts
     benchmark.extra_info["first_seconds"] = seconds()
     benchmark.extra_info["second_seconds"] = benchmark.pedantic(seconds, rounds=1)
 

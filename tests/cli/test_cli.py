@@ -43,7 +43,7 @@ def test_run_then_report(toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "toy-a" in shown
     assert "16 evaluations to do" in shown
     made = {path.name for path in (toy / "out" / "toy").iterdir()}
-    assert {"results.csv", "report.md", "run.json"} <= made
+    assert {"results.csv", "report.md", "protocol.json", "environments.json", "timings.csv"} <= made
     (toy / "out" / "toy" / "report.md").unlink()
     assert call(monkeypatch, "report --protocol toy.toml --out out") == 0
     assert (toy / "out" / "toy" / "report.md").exists()

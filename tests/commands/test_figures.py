@@ -19,6 +19,7 @@ from benchsr.base.pairs import Sample
 from benchsr.commands.figures import PANEL, Scene, View, draw, figures_of, make_figures, panels
 from benchsr.commands.run import evaluate
 from benchsr.data.images import read_image
+from benchsr.evaluation.options import RunOptions
 from benchsr.models.zoo import load_card
 from benchsr.results.records import Record, Status
 
@@ -77,7 +78,7 @@ def test_pictures_and_captions_are_those_of_the_leaderboard(tmp_path: Path, monk
     monkeypatch.setattr("benchsr.metrics.quality.lpips_net", FakeLpips)
     models = ",".join(["bicubic", toy_card(tmp_path, "toy-a", seed=1)])
     toy, cache = protocol(tmp_path, photos(tmp_path / "photos")), tmp_path / "cache"
-    evaluate(models, "noise,pgd", toy, out=tmp_path / "out", cache=str(cache), device="cpu")
+    evaluate(models, "noise,pgd", toy, RunOptions(out=tmp_path / "out", cache=str(cache), device="cpu"))
     attacks = sorted(cache.rglob("*.safetensors"))
     folder = make_figures(models, "noise,pgd", "photo1", toy, out=tmp_path / "out", cache=cache, device="cpu")
     assert sorted(cache.rglob("*.safetensors")) == attacks  # nothing was attacked anew

@@ -16,6 +16,7 @@ from benchsr.base.errors import CardError, IntegrityError
 from benchsr.cli import app
 from benchsr.commands.run import evaluate
 from benchsr.commands.submit import compare, submit
+from benchsr.evaluation.options import RunOptions
 from benchsr.models.network import load_network
 from benchsr.models.zoo import load_card, network_key
 from benchsr.results.records import Record, Status, read_results, write_results
@@ -38,7 +39,7 @@ def test_a_submission_has_its_row_its_hash_and_its_checks(folder: Path) -> None:
     assert text == result.text
     assert result.failures == []
     assert network_key(load_card(card)) in text
-    evaluate(card, "all", toy, out=folder / "out", device="cpu")
+    evaluate(card, "all", toy, RunOptions(out=folder / "out", device="cpu"))
     expected = pd.read_csv(folder / "out" / "toy" / "results.csv").query("status == 'ok'").groupby("threat").psnr.mean()
     for threat, title in (("clean", "Clean LR"), ("pgd", "PGD")):
         assert f"| {title} | {expected[threat]:.2f} [" in text
@@ -86,7 +87,7 @@ def test_a_taken_id_and_tampered_weights_are_refused(folder: Path) -> None:
 def test_report_check_fails_loudly_and_names_the_cell(folder: Path) -> None:
     toy = protocol(folder, photos(folder / "photos"))
     for name in ("fresh", "committed"):
-        evaluate("bicubic", "clean,noise", toy, out=folder / name, device="cpu")
+        evaluate("bicubic", "clean,noise", toy, RunOptions(out=folder / name, device="cpu"))
     command = ["report", "--protocol", str(toy), "--out", "fresh", "--check", "committed"]
     assert CliRunner().invoke(app, command).exit_code == 0
     results = folder / "committed" / "toy" / "results.csv"

@@ -230,7 +230,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, mes
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_large_images_are_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "MAX_PIXELS", 119)
+    monkeypatch.setattr("benchsr.data.images.MAX_PIXELS", 119)
     with pytest.raises(InputError, match="12 x 10 pixels are more than 119"):
         read_image(saved(tmp_path / "a.png", "RGB", 0))
 

@@ -111,8 +111,8 @@ def test_settings_without_meaning_are_refused(sigma: float, n: int) -> None:
 MEMORY = """
 import re, torch
 from pathlib import Path
-from benchsr.smoothing import smooth
-from benchsr.certificate import certify
+from benchsr.defences.smoothing import smooth
+from benchsr.defences.certificate import certify
 
 def peak():  # not ru_maxrss: that starts at the peak of the process that spawned this one
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

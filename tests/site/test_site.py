@@ -76,6 +76,8 @@ def synthetic(folder: Path, protocol: str, threats: tuple[str, ...]) -> None:
     write_results(folder / protocol / "results.csv", records)
     info = LeaderboardInfo(protocol, f"{protocol.title()}: made up", "ab" * 32, ("Data: none.",), threats, IMAGES)
     (folder / protocol / "leaderboard.json").write_text(json.dumps(asdict(info)))
+    told = {"fingerprint": info.fingerprint, "protocol": {"id": protocol, "title": "made up", "dataset": "photos"}}
+    (folder / protocol / "protocol.json").write_text(json.dumps(told))
 
 
 def comparison(folder: Path) -> None:

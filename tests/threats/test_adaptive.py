@@ -17,6 +17,7 @@ from benchsr.base.errors import InputError
 from benchsr.base.rng import Randomised
 from benchsr.commands.run import evaluate
 from benchsr.defences.smoothing import smooth
+from benchsr.evaluation.options import RunOptions
 from benchsr.evaluation.protocol import Protocol, load_protocol
 from benchsr.leaderboard.contrasts import ADAPTIVE_ATTACKS, FIXED_ATTACKS, contrasts, effect, helps, worst_case
 from benchsr.leaderboard.scores import Estimate
@@ -299,9 +300,7 @@ def test_the_protocol_runs_on_a_smoothed_model_and_its_network(tmp_path: Path, m
     outcome = evaluate(
         f"{plain},{soft}",
         protocol=Protocol.model_validate(protocol | {"images": 2, "crop": 12}),
-        out=tmp_path / "out",
-        cache=tmp_path / "cache",
-        device="cpu",
+        options=RunOptions(out=tmp_path / "out", cache=tmp_path / "cache", device="cpu"),
     )
     assert not outcome.failures
     found = {(r.model, r.threat, r.image): r for r in outcome.planned}

@@ -1,0 +1,220 @@
+"""What the ledger promises: no figure beside settings, weights or data that did not make it, and none lost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from toys import FakeLpips, photos, protocol, toy_card
+from typer.testing import CliRunner
+
+from benchsr.base.errors import InputError
+from benchsr.cli.main import app
+from benchsr.commands.report import rewrite
+from benchsr.commands.run import Outcome, evaluate
+from benchsr.data.datasets import load_dataset
+from benchsr.evaluation.ledger import Ledger, environment, read_ledger, stored_protocol
+from benchsr.evaluation.options import RunOptions
+from benchsr.evaluation.plan import plan, resolve
+from benchsr.evaluation.protocol import load_protocol
+from benchsr.models.zoo import load_card
+from benchsr.results.records import Record, Status
+from benchsr.site import build_site
+from benchsr.threats.table import load_threat
+
+
+@pytest.fixture(autouse=True)
+def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCHSR_CACHE", str(tmp_path / "user-cache"))
+    monkeypatch.setattr("benchsr.metrics.quality.lpips_net", FakeLpips)
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    return protocol(tmp_path, photos(tmp_path / "photos"))
+
+
+def run(toy: Path, models: str, threats: str = "clean,noise", **options: Any) -> Outcome:
+    places = {"out": toy.parent / "out", "cache": toy.parent / "cache", "device": "cpu"}
+    return evaluate(models, threats, toy, RunOptions(**places | options))
+
+
+def lines(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "results.csv", keep_default_na=False)
+
+
+def test_a_report_is_of_the_settings_that_made_the_figures(toy: Path) -> None:
+    out = toy.parent / "out"
+    run(toy, "bicubic", seed=7)
+    with pytest.raises(InputError, match="made with other settings"):
+        rewrite(toy, out=out)
+    made, fingerprint = stored_protocol(out / "toy")
+    assert made.seed == 7
+    assert fingerprint == load_protocol(toy).override(seed=7).fingerprint
+    (out / "quick").mkdir()
+    for file in (out / "toy").iterdir():
+        file.replace(out / "quick" / file.name)
+    told = json.loads((out / "quick" / "protocol.json").read_text())
+    told["protocol"]["id"] = "quick"
+    (out / "quick" / "protocol.json").write_text(json.dumps(told))
+    text = (out / "quick" / "results.csv").read_text()
+    (out / "quick" / "results.csv").write_text(text.replace("toy,", "quick,"))
+    folder = rewrite("quick", out=out)  # an id names the folder; the settings are those that lie there
+    assert json.loads((folder / "leaderboard.json").read_text())["fingerprint"] == fingerprint
+    assert "seed 7" in (folder / "report.md").read_text()
+    with pytest.raises(InputError, match="made with other settings"):
+        rewrite("quick", dataset="photos", out=out)
+    (out / "quick" / "results.csv").write_text(text.replace("toy,", "quick,").replace(",7,", ",8,"))
+    with pytest.raises(InputError, match="seed 8, was not made"):
+        rewrite("quick", out=out)
+
+
+def test_a_page_of_other_settings_is_refused(toy: Path) -> None:
+    out = toy.parent / "out"
+    run(toy, "bicubic", "clean")
+    about = json.loads((out / "toy" / "leaderboard.json").read_text())
+    (out / "toy" / "leaderboard.json").write_text(json.dumps(about | {"fingerprint": "0" * 64}))
+    with pytest.raises(InputError, match="is of other settings"):
+        build_site(out, toy.parent / "page")
+
+
+def test_two_cards_of_one_id_are_refused_with_both_files(toy: Path, tmp_path: Path) -> None:
+    one = toy_card(tmp_path, "toy-a", seed=1)
+    (tmp_path / "z").mkdir()
+    other = toy_card(tmp_path / "z", "toy-a", seed=2)
+    with pytest.raises(InputError) as error:
+        run(toy, f"{one},{other}")
+    assert str(one) in str(error.value)
+    assert str(other) in str(error.value)
+
+
+def test_new_weights_leave_no_old_figure_in_the_board(toy: Path, tmp_path: Path) -> None:
+    card = toy_card(tmp_path, "toy-a", seed=1)
+    run(toy, card)
+    old = lines(tmp_path / "out" / "toy")
+    run(toy, "bicubic")
+    toy_card(tmp_path, "toy-a", seed=2)
+    from benchsr.models import zoo as _  # noqa: F401  # the cards' files are found anew below
+    from benchsr.models.zoo import find_weights
+
+    find_weights.cache_clear()
+    run(toy, card, "clean", limit=1)
+    now = lines(tmp_path / "out" / "toy")
+    mine = now[now.model == "toy-a"]
+    assert list(zip(mine.threat, mine.image, strict=True)) == [("clean", "photo0")]
+    assert len(now[now.model == "bicubic"]) == 6  # whose weights are today's
+    (aside,) = (tmp_path / "out" / "toy").glob("results-outdated-*.csv")
+    kept = pd.read_csv(aside, keep_default_na=False)
+    assert set(kept.key) == set(old.key)
+
+
+def test_settings_back_and_forth_lose_nothing(toy: Path, tmp_path: Path) -> None:
+    seen: list[set[str]] = []
+    for seed in (0, 7, 0, 7):
+        run(toy, "bicubic", "noise", seed=seed, cache=tmp_path / f"cache{seed}")
+        seen.append(set(lines(tmp_path / "out" / "toy").key))
+    aside = [set(pd.read_csv(path).key) for path in sorted((tmp_path / "out" / "toy").glob("results-*.csv"))]
+    assert len(aside) == 3
+    assert sorted(map(sorted, aside)) == sorted(map(sorted, seen[:3]))
+    assert len(list((tmp_path / "out" / "toy").glob("protocol-*.json"))) == 3
+
+
+def test_each_line_names_what_made_it(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = toy.parent / "out" / "toy"
+    run(toy, "bicubic", "clean")
+    before = (folder / "results.csv").read_bytes()
+    run(toy, "bicubic", "clean")
+    assert (folder / "results.csv").read_bytes() == before
+    monkeypatch.setattr("benchsr.evaluation.ledger.version", lambda name: "99.0")
+    run(toy, "bicubic", "clean,noise")
+    table, told = lines(folder), json.loads((folder / "environments.json").read_text())
+    by_threat = {t: told[e]["versions"]["torch"] for t, e in zip(table.threat, table.environment, strict=True) if e}
+    assert by_threat["noise"] == "99.0"
+    assert by_threat["clean"] != "99.0"
+    assert len(told) == 2
+
+
+def test_seconds_stand_beside_the_results(toy: Path) -> None:
+    folder = toy.parent / "out" / "toy"
+    run(toy, "bicubic", "clean,noise")
+    timings = pd.read_csv(folder / "timings.csv")
+    assert set(timings.key) == set(lines(folder).key)
+    assert (timings.seconds_sr > 0).all()
+    assert all(record.seconds_sr for record in read_ledger(folder) if record.status is Status.OK)
+
+
+def test_weights_that_are_not_what_they_should_be_fail_the_run(toy: Path, tmp_path: Path) -> None:
+    card = Path(toy_card(tmp_path, "toy-a", seed=1))
+    card.write_text(card.read_text().replace('sha256 = "', 'sha256 = "0000').replace('"0000', '"0000', 1))
+    text = card.read_text()
+    start = text.index('sha256 = "') + len('sha256 = "')
+    card.write_text(text[:start] + "0" * 64 + text[text.index('"', start) :])
+    outcome = run(toy, f"bicubic,{card}", "clean")
+    assert {r.model for r in outcome.failures} == {"toy-a"}
+    assert "sha256" in outcome.failures[0].reason
+    arguments = ["run", "--models", str(card), "--threats", "clean", "--protocol", str(toy)]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "o"), "--device", "cpu"])
+    assert result.exit_code == 1, result.output
+
+
+def test_keys_know_the_device_and_the_loss(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = load_protocol(toy)
+    chosen = chosen.model_copy(update={"objective": chosen.objective.model_copy(update={"perceptual_weight": 1.0})})
+    rows, data = resolve([load_card(toy_card(tmp_path, "toy-a"))]), load_dataset(chosen.dataset, crop=chosen.crop)
+
+    def key(threat: str, device: str, trunk: str) -> str:
+        monkeypatch.setattr("benchsr.evaluation.plan.trunk_sha256", lambda net: trunk)
+        cells, _ = plan(chosen, rows, [threat], data, device)
+        return cells[0].attack_keys["photo0"]
+
+    assert key("pgd", "cpu", "a") == key("pgd", "cpu", "a")
+    assert len({key("pgd", "cpu", "a"), key("pgd", "cuda", "a"), key("pgd", "cpu", "b")}) == 3
+    assert key("noise", "cpu", "a") == key("noise", "cuda", "b")
+
+
+def test_equal_settings_have_equal_keys_and_others_have_not() -> None:
+    quick = load_protocol("quick")
+    assert quick.fingerprint != quick.model_copy(update={"seed": 7}).fingerprint
+    assert load_threat("pgd", eps=1).settings == load_threat("pgd", eps=1.0).settings
+    assert isinstance(load_threat("pgd", eps=1).settings["eps"], float)
+
+
+def test_known_are_those_that_are_known(toy: Path, tmp_path: Path) -> None:
+    soft = tmp_path / "soft.toml"
+    soft.write_text(
+        'id = "soft"\ntitle = "Smoothed"\nfamily = "compact"\nlicence = "MIT"\npaper = "none"\ntraining_data = "none"\n'
+        'fine_tuning_data = "none"\nbase = "toy-a"\n[smoothing]\nn = 3\nsigma = { pgd = 0.05 }\n'
+    )
+    from rich.console import Console
+
+    said = Console(record=True, width=200, quiet=False, file=(tmp_path / "log").open("w"))
+    models = f"{toy_card(tmp_path, 'toy-a')},{soft}"
+    run(toy, models, "clean", console=said)
+    assert "3 evaluations to do, 3 equal to another row's" in said.export_text()
+    run(toy, models, "clean", console=said)
+    assert "0 evaluations to do, 6 known already" in said.export_text()
+
+
+def test_a_ledger_without_its_settings_is_refused(toy: Path) -> None:
+    run(toy, "bicubic", "clean")
+    (toy.parent / "out" / "toy" / "protocol.json").unlink()
+    with pytest.raises(InputError, match=r"protocol\.json: cannot be used"):
+        stored_protocol(toy.parent / "out" / "toy")
+
+
+def test_runs_of_other_settings_are_told_apart_while_they_go(toy: Path) -> None:
+    chosen = load_protocol(toy)
+    folder = toy.parent / "ledger"
+    made_in = environment(torch.device("cpu"))
+    first, second = (Ledger(folder, p, made_in) for p in (chosen, chosen.override(seed=7)))
+    record = Record("toy", "photos", "bicubic", "clean", "photo0", Status.OK, psnr=1.0, key="a" * 64)
+    first.open()
+    first.append(record)
+    second.open()
+    with pytest.raises(InputError, match="taken over"):
+        first.append(replace(record, image="photo1"))
