@@ -13,16 +13,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from benchsr.certificate import Certificate as Certificate
-    from benchsr.certificate import certify as certify
-    from benchsr.metrics import lpips as lpips
-    from benchsr.metrics import psnr as psnr
-    from benchsr.metrics import ssim as ssim
-    from benchsr.runner import run as run
-    from benchsr.smoothing import load_model as load_model
-    from benchsr.smoothing import smooth as smooth
-    from benchsr.threats import load_threat as load_threat
-    from benchsr.types import BenchsrError as BenchsrError
+    from benchsr.base.errors import BenchsrError as BenchsrError
+    from benchsr.commands.run import run as run
+    from benchsr.defences.certificate import Certificate as Certificate
+    from benchsr.defences.certificate import certify as certify
+    from benchsr.defences.smoothing import load_model as load_model
+    from benchsr.defences.smoothing import smooth as smooth
+    from benchsr.metrics.quality import lpips as lpips
+    from benchsr.metrics.quality import psnr as psnr
+    from benchsr.metrics.quality import ssim as ssim
+    from benchsr.threats.table import load_threat as load_threat
 
 _HOMES = {
     "BenchsrError": "types",

@@ -88,7 +88,7 @@ def trunk(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         net = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 4, 1)).requires_grad_(False)
-    monkeypatch.setattr("benchsr.objectives.vgg_trunk", lambda name: net)
+    monkeypatch.setattr("benchsr.metrics.objective.vgg_trunk", lambda name: net)
     return net
 
 

@@ -22,11 +22,14 @@ import torch
 from torch import Tensor, nn
 from toys import photos, protocol, toy_card
 
-from benchsr import metrics, models, worker
-from benchsr.executors import Executor, MakeWorker, load_executor
-from benchsr.runner import Outcome, evaluate
-from benchsr.types import Record
-from benchsr.worker import Cell, Worker
+from benchsr.commands.run import Outcome, evaluate
+from benchsr.evaluation import worker
+from benchsr.evaluation.executors import Executor, MakeWorker, load_executor
+from benchsr.evaluation.plan import Cell
+from benchsr.evaluation.worker import Worker
+from benchsr.metrics import quality as metrics
+from benchsr.models import network as models
+from benchsr.results.records import Record
 
 FIGURES = ["psnr", "ssim", "lpips", "attack_linf", "attack_l2", "loss_clean", "loss_attacked", "status", "key"]
 """Columns of results.csv that no executor, interruption or repetition may change. The others are times."""

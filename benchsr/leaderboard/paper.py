@@ -17,7 +17,7 @@ from scipy.stats import kendalltau
 
 from benchsr.leaderboard.scores import NOT_RUN, SCORED, SIGN, Cell, Estimate, Grid, average, subtract
 from benchsr.leaderboard.tables import AVERAGE, LAYOUTS
-from benchsr.metrics import METRICS
+from benchsr.metrics.quality import METRICS
 
 PAPER_DATASETS = ("div2k-valid", "ntire-track1-valid", "aim-valid")
 """The data sets of the printed tables."""

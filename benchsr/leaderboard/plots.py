@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,33 +14,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import rankdata
 
+from benchsr.base.drawing import COLOURS, MARKERS
 from benchsr.leaderboard.scores import NOT_RUN, SCORED, SIGN, Cell, Floats, Grid, average, interval
-from benchsr.leaderboard.tables import (
-    AVERAGE,
-    FAMILIES,
-    LAYOUTS,
-    CardInfo,
-    LeaderboardInfo,
-    Table,
-    family_cards,
-)
-from benchsr.metrics import METRICS
-from benchsr.threats import SWEEP, THREATS
+from benchsr.leaderboard.tables import AVERAGE, FAMILIES, LAYOUTS, CardInfo, LeaderboardInfo, Table, family_cards
+from benchsr.metrics.quality import METRICS
+from benchsr.threats.table import SWEEP, THREATS
 
-COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
-"""Okabe and Ito's palette (2008), grey for yellow: colour-blind readers tell them apart; markers say it again."""
-
-MARKERS = "osD^vPX*"
 ATTACKS = LAYOUTS["table2"].threats
-DPI = 110
+
 _GREY = "#666666"
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as PNG, without a date or version in it: the same figure is the same bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def _axis_title(metric: str) -> str:

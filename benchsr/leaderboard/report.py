@@ -16,9 +16,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.markup import escape as escape_rich
 from rich.table import Table as RichTable
 
-from benchsr.downloads import write_atomic
-from benchsr.health import FLAGS, flags
-from benchsr.leaderboard.adaptive import Contrast, Help, contrasts, helps
+from benchsr.base.drawing import png
+from benchsr.base.errors import InputError
+from benchsr.base.files import write_atomic
+from benchsr.base.text import escape, markdown_table
+from benchsr.leaderboard.contrasts import Contrast, Help, contrasts, helps
+from benchsr.leaderboard.flags import FLAGS, flags
 from benchsr.leaderboard.paper import (
     PAPER_DATASETS,
     Judgement,
@@ -29,7 +32,7 @@ from benchsr.leaderboard.paper import (
     judge_printed,
     rank_correlation,
 )
-from benchsr.leaderboard.plots import PLOTS, all_plots, png
+from benchsr.leaderboard.plots import PLOTS, all_plots
 from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, RESAMPLES, SCORED, Cell, Estimate, Grid, make_grid, subtract
 from benchsr.leaderboard.tables import (
     COMPACT,
@@ -38,20 +41,17 @@ from benchsr.leaderboard.tables import (
     CardInfo,
     LeaderboardInfo,
     Table,
-    escape,
     expected_images,
     family_cards,
     frame,
     make_tables,
     markdown,
-    markdown_table,
     notes,
     show,
 )
-from benchsr.metrics import METRICS
-from benchsr.records import read_results
-from benchsr.threats import THREATS
-from benchsr.types import InputError, Record, Status
+from benchsr.metrics.quality import METRICS
+from benchsr.results.records import Record, Status, read_results
+from benchsr.threats.table import THREATS
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchsr.metrics import METRICS
-from benchsr.types import Record, Status
+from benchsr.metrics.quality import METRICS
+from benchsr.results.records import Record, Status
 
 Floats = NDArray[np.float64]
 CellStatus = Literal["ok", "partial", "failed", "unavailable", "not run"]

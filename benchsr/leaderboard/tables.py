@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,11 +10,12 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from benchsr.data import DATASETS
+from benchsr.base.text import escape, markdown_table
+from benchsr.data.datasets import DATASETS
 from benchsr.leaderboard.scores import NOT_RUN, SCORED, SIGN, Cell, Estimate, Grid, average, make_grid
-from benchsr.metrics import METRICS
-from benchsr.threats import ADAPTIVE, SWEEP, THREATS
-from benchsr.types import Record
+from benchsr.metrics.quality import METRICS
+from benchsr.results.records import Record
+from benchsr.threats.table import ADAPTIVE, SWEEP, THREATS
 
 AVERAGE = "avg"
 """Column of a table's average over its threats."""
@@ -224,17 +223,6 @@ def frame(table: Table) -> pd.DataFrame:
         lines.append(line)
     made = pd.DataFrame(lines)
     return made.astype({name: "Int64" for name in made if str(name).endswith("_rank")})
-
-
-def escape(text: object) -> str:
-    """Text made safe inside a Markdown table cell: one line, neither HTML nor markup nor a cell's end."""
-    return re.sub(r"([\\`*_{}\[\]|~])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric_from: int = 1) -> str:
-    """A GitHub Markdown table of cells that are Markdown already; columns from `numeric_from` on are aligned right."""
-    rule = ["---" if i < numeric_from else "---:" for i in range(len(header))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *rows])
 
 
 def show(estimate: Estimate, metric: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import shutil
@@ -12,22 +11,22 @@ from functools import cached_property, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from benchsr.downloads import write_atomic
-from benchsr.health import FLAGS, flags
+from benchsr.base.drawing import svg
+from benchsr.base.errors import InputError
+from benchsr.base.files import write_atomic
 from benchsr.leaderboard import Leaderboard, read_leaderboard
+from benchsr.leaderboard.flags import FLAGS, flags
 from benchsr.leaderboard.paper import judge_printed
 from benchsr.leaderboard.plots import all_plots
 from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, SCORED, SIGN, Cell
 from benchsr.leaderboard.tables import AVERAGE, DECIMALS, FAMILIES, LAYOUTS, CardInfo, Table, notes
-from benchsr.metrics import METRICS
-from benchsr.models import zoo
-from benchsr.threats import THREATS
-from benchsr.types import InputError
+from benchsr.metrics.quality import METRICS
+from benchsr.models.zoo import zoo
+from benchsr.threats.table import THREATS
 
 CURVE = ("clean", *LAYOUTS["curves"].threats)
 """Threats of a robustness curve: the same attack at growing eps."""
@@ -237,14 +236,6 @@ def _write_plots(board: Leaderboard, out: Path) -> Iterator[tuple[str, str]]:
         path = f"plots/{board.protocol.id}/{name}.svg"
         write_atomic(out / path, svg(figure))
         yield ("compact" if name.endswith(FAMILIES["compact"][0]) else "paper"), path
-
-
-def svg(figure: Figure) -> bytes:
-    """The figure as SVG with real text; the same figure is the same bytes."""
-    buffer = io.BytesIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "benchsr"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    return buffer.getvalue()
 
 
 def _write_curves(model: str, sheets: Sequence[Sheet], out: Path) -> Iterator[tuple[Sheet, str]]:

@@ -4,8 +4,8 @@ import sys
 
 import typer
 
+from benchsr.base.errors import BenchsrError
 from benchsr.train.cli import train
-from benchsr.types import BenchsrError
 
 if __name__ == "__main__":
     try:

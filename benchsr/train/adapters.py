@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from benchsr.types import InputError
+from benchsr.base.errors import InputError
 
 
 class LowRank(nn.Module):

@@ -22,9 +22,9 @@ def starting_network(recipe: Recipe, seed: int) -> tuple[str, nn.Module]:
 
     Raises UnavailableError where `recipe.start` names cards and none of their weights can be had.
     """
-    from benchsr.models import load_network
+    from benchsr.base.errors import UnavailableError
+    from benchsr.models.network import load_network
     from benchsr.train.networks import new_generator
-    from benchsr.types import UnavailableError
 
     reasons = []
     for card_id in recipe.start:
@@ -42,8 +42,8 @@ def accelerator_for(device: str, precision: str) -> Accelerator:
 
     torchrun's processes are found. Raises InputError for a device or precision that there is not.
     """
-    from benchsr.precision import pick_precision
-    from benchsr.types import InputError, UnavailableError
+    from benchsr.base.errors import InputError, UnavailableError
+    from benchsr.base.precision import pick_precision
 
     try:
         from accelerate import Accelerator
@@ -81,7 +81,7 @@ def train(
 ) -> None:
     """Train a model by the recipe in its card; on N devices: torchrun --nproc-per-node N -m benchsr.train RECIPE ..."""
     accelerator = accelerator_for(device, precision)
-    from benchsr.models import load_card
+    from benchsr.models.zoo import load_card
     from benchsr.train.crops import load_images
     from benchsr.train.curves import plot_curves
     from benchsr.train.domains import with_source

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from benchsr.data import bicubic_downscale, read_image
-from benchsr.rng import generator
-from benchsr.types import SCALE, InputError, Sample
+from benchsr.base.errors import InputError
+from benchsr.base.pairs import SCALE, Sample
+from benchsr.base.rng import generator
+from benchsr.data.images import bicubic_downscale, read_image
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchsr.rng import generators
+from benchsr.base.errors import InputError
+from benchsr.base.pairs import SCALE
+from benchsr.base.rng import generators
 from benchsr.train.recipe import Stage
-from benchsr.types import SCALE, InputError
 
 MAX_PATCHES = 1024
 """Noise patches that a pool keeps at most."""

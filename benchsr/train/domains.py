@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from benchsr.data import bicubic_downscale, read_image
-from benchsr.downloads import cache_dir, shown
-from benchsr.registry import Registry
-from benchsr.threats import THREATS, load_threat
+from benchsr.base.errors import InputError, UnavailableError
+from benchsr.base.files import cache_dir, shown
+from benchsr.base.registry import Registry
+from benchsr.data.images import bicubic_downscale, read_image
+from benchsr.threats.table import THREATS, load_threat
 from benchsr.train.crops import SUFFIXES, Source, TrainingImages
-from benchsr.types import InputError, UnavailableError
 
 
 @dataclass(frozen=True)

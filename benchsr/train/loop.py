@@ -19,8 +19,9 @@ from accelerate.utils import gather_object
 from torch import nn
 from tqdm import tqdm
 
-from benchsr.downloads import write_atomic
-from benchsr.threats import THREATS, Threat, load_threat
+from benchsr.base.errors import InputError, ModelError
+from benchsr.base.files import write_atomic
+from benchsr.threats.table import THREATS, Threat, load_threat
 from benchsr.train.adapters import adapter_rank, adapter_state
 from benchsr.train.crops import Crops, TrainingImages
 from benchsr.train.degraders import degrade, new_degrader
@@ -28,7 +29,6 @@ from benchsr.train.noise import plot_noise
 from benchsr.train.recipe import KernelsShape, Recipe, Stage
 from benchsr.train.stage import StageRun
 from benchsr.train.validate import Figures, mean_figures, validate
-from benchsr.types import InputError, ModelError
 
 NOISE_CROPS = 2048
 """Crops that noise statistics are taken over."""

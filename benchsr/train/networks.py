@@ -8,7 +8,8 @@ import torch
 from spandrel.architectures.ESRGAN import ESRGAN
 from torch import Tensor, nn
 
-from benchsr.types import SCALE, InputError
+from benchsr.base.errors import InputError
+from benchsr.base.pairs import SCALE
 
 _COLOURS = 3
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchsr.downloads import sha256_file, write_atomic
+from benchsr.base.files import sha256_file, write_atomic
 from benchsr.train.loop import Job, Progress
 
 

@@ -12,12 +12,12 @@ import torch
 import typer
 from torch.optim.swa_utils import AveragedModel
 
-from benchsr.adapters import adapter_about, merge_adapter
-from benchsr.downloads import sha256_file, write_atomic
-from benchsr.models import load_network
+from benchsr.base.errors import BenchsrError, InputError, IntegrityError
+from benchsr.base.files import sha256_file, write_atomic
+from benchsr.models.adapters import adapter_about, merge_adapter
+from benchsr.models.network import load_network
 from benchsr.train.adapters import add_adapters
 from benchsr.train.recipe import parse_recipe
-from benchsr.types import BenchsrError, InputError, IntegrityError
 
 PROBE_SIDE = 24
 """LR side, in pixels, of the image that a merged adapter and the trained network must agree on."""

@@ -6,26 +6,23 @@ import hashlib
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from benchsr.objectives import PerceptualNet
-from benchsr.threats import Threat, load_threat
+from benchsr.base.errors import BenchsrError, CardError
+from benchsr.base.schema import Table
+from benchsr.metrics.objective import PerceptualNet
+from benchsr.threats.table import Threat, load_threat
 from benchsr.train.domains import check_source
-from benchsr.types import BenchsrError, CardError
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class NetworkShape(_Table):
+class NetworkShape(Table):
     """An RRDB generator as spandrel builds it: `filters` channels, `blocks` RRDBs, growth 32, scale 4."""
 
     filters: int = Field(ge=3, le=256)
     blocks: int = Field(ge=1, le=64)
 
 
-class PatchShape(_Table):
+class PatchShape(Table):
     """A patch discriminator: a convolution of `kernel` taps for each of `strides`, then one to a logit for each patch.
 
     The first has `gan_features` channels; each further one doubles them, up to eight times as many. The default is the
@@ -36,7 +33,7 @@ class PatchShape(_Table):
     strides: tuple[Literal[1, 2], ...] = Field((2, 2, 2, 1), min_length=1, max_length=6)
 
 
-class DSGANShape(_Table):
+class DSGANShape(Table):
     """DSGAN's generator (Fritsche et al. 2019): `blocks` residual blocks of `features` channels, LR -> LR.
 
     `noise` channels of N(0, 1) join the image: 0 in the paper, whose network must make noise out of the image itself.
@@ -48,7 +45,7 @@ class DSGANShape(_Table):
     noise: int = Field(0, ge=0, le=16)
 
 
-class KernelsShape(_Table):
+class KernelsShape(Table):
     """A pool of `members` blur kernels, each a linear network `features` wide, and of noise patches (Ji et al. 2020).
 
     Member i judges itself by every `members`-th source image from the i-th on; the batch is shared out evenly. Noise
@@ -64,7 +61,7 @@ class KernelsShape(_Table):
 DegraderShape = Annotated[DSGANShape | KernelsShape, Field(discriminator="kind")]
 
 
-class Stage(_Table):
+class Stage(Table):
     """One run of the loop with fixed losses.
 
     `batch` images over all processes, LR crops of `crop` pixels. The learning rate warms up over `warmup` steps and
@@ -133,7 +130,7 @@ class Stage(_Table):
         return self.lr * min(1.0, (step + 1) / self.warmup) * (self.final_lr + (1 - self.final_lr) * cosine)
 
 
-class Recipe(_Table):
+class Recipe(Table):
     """How a model is trained: the first card of `start` whose weights can be had, or a new `network`; then `stages`.
 
     `held_out` images of the data, LR crops of `held_out_crop` pixels from their centres, are kept for validation.

@@ -10,16 +10,17 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from benchsr.attacks import AttackResult
-from benchsr.objectives import BoundObjective, Objective, per_image_mean
-from benchsr.rng import generators, normal_like
+from benchsr.base.errors import InputError
+from benchsr.base.pairs import SCALE
+from benchsr.base.rng import generators, normal_like
+from benchsr.metrics.objective import BoundObjective, Objective, per_image_mean
+from benchsr.threats.attacks import AttackResult
 from benchsr.train.adapters import adapter_rank
 from benchsr.train.crops import Batch
 from benchsr.train.degraders import degrade
 from benchsr.train.losses import low_pass, median, relativistic_loss
 from benchsr.train.networks import PatchDiscriminator, VGGDiscriminator
 from benchsr.train.recipe import KernelsShape, Stage
-from benchsr.types import SCALE, InputError
 
 BETAS = (0.9, 0.99)
 """Adam's, as in the paper (section 5.3)."""

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from benchsr.metrics import lpips, psnr, ssim
-from benchsr.threats import Threat
-from benchsr.types import Sample
+from benchsr.base.pairs import Sample
+from benchsr.metrics.quality import lpips, psnr, ssim
+from benchsr.threats.table import Threat
 
 Figures = dict[str, float]
 """`{threat}_{metric}` -> value."""

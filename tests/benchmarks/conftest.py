@@ -11,7 +11,7 @@ from benchmarks.workloads import trunk
 @pytest.fixture(autouse=True)
 def perceptual_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure with random features where the trained ones cannot be had."""
-    monkeypatch.setattr("benchsr.objectives.vgg_trunk", trunk)
+    monkeypatch.setattr("benchsr.metrics.objective.vgg_trunk", trunk)
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: object, output_json: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchsr.frozen import FrozenConv2d
+from benchsr.base.inference import FrozenConv2d
 
 Attack = Callable[[nn.Module, nn.Module, Tensor, Tensor, Tensor], Tensor]
 """(network, perceptual trunk, LR (1, 3, h, w), HR (1, 3, 4h, 4w), LR where the search starts) -> attacked LR."""

@@ -36,7 +36,7 @@ from benchmarks.workloads import (
     strength,
     timed,
 )
-from benchsr.runner import evaluate
+from benchsr.commands.run import evaluate
 
 SIDES = {"rrdb-23": 48, "compact": 64}
 ROUNDS = 2

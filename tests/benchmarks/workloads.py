@@ -17,18 +17,17 @@ from conftest import tiny_rrdb
 from torch import Tensor, nn
 
 from benchmarks import plain
-from benchsr import objectives
-from benchsr.attacks import CW, FGSM, PGD, GradientAttack
-from benchsr.frozen import freeze
-from benchsr.memory import bytes_per_pixel
-from benchsr.metrics import lpips, psnr, ssim
-from benchsr.models import load_network
-from benchsr.objectives import Objective
-from benchsr.perceptual import VGGTrunk, lpips_net, vgg_trunk
-from benchsr.rng import generators
-from benchsr.smoothing import Smoothed
-from benchsr.types import BenchsrError, UnavailableError
-from benchsr.worker import Autocast
+from benchsr.base.errors import BenchsrError, UnavailableError
+from benchsr.base.inference import Autocast, freeze
+from benchsr.base.rng import generators
+from benchsr.defences.smoothing import Smoothed
+from benchsr.evaluation.memory import bytes_per_pixel
+from benchsr.metrics import objective as objectives
+from benchsr.metrics.objective import Objective
+from benchsr.metrics.perceptual import VGGTrunk, lpips_net, vgg_trunk
+from benchsr.metrics.quality import lpips, psnr, ssim
+from benchsr.models.network import load_network
+from benchsr.threats.attacks import CW, FGSM, PGD, GradientAttack
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CONTESTANTS = ("plain", "fp32", "bf16")
@@ -77,7 +76,7 @@ def perceptual(net: str) -> tuple[nn.Module, str]:
 
 
 def trunk(net: str) -> nn.Module:
-    """What stands in for `benchsr.objectives.vgg_trunk`, so that a machine without its weights can be measured."""
+    """What stands in for `benchsr.metrics.objective.vgg_trunk`, so that a machine without its weights can be measured."""
     return perceptual(net)[0]
 
 
@@ -87,7 +86,7 @@ def objective(job: Job) -> Objective:
 
 
 def kept_bytes(job: Job) -> float:
-    """What `benchsr.memory` plans with: bytes that one gradient keeps."""
+    """What `benchsr.evaluation.memory` plans with: bytes that one gradient keeps."""
     net = network(job.network)[0].to(job.device)
     model = Autocast(net) if job.contestant == "bf16" else net
     return job.height * job.width * bytes_per_pixel(model, objective(job), torch.device(job.device))

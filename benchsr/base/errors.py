@@ -1,0 +1,31 @@
+"""Errors that every other module raises: each names culprit and fix."""
+
+from __future__ import annotations
+
+
+class BenchsrError(Exception):
+    """An error that a user can act on: it names culprit and fix. The command line prints it and exits with 2."""
+
+
+class UnknownIdError(BenchsrError):
+    """A name that no registry entry carries; the message suggests the nearest ones."""
+
+
+class CardError(BenchsrError):
+    """A model card or protocol file that does not follow its schema; the message names file and field."""
+
+
+class UnavailableError(BenchsrError):
+    """Weights or data that cannot be had here; the message says what to fetch and where to put it."""
+
+
+class IntegrityError(BenchsrError):
+    """Bytes that are not what they should be: wrong hash, a pickle that would run code, an escaping path."""
+
+
+class InputError(BenchsrError):
+    """An image, tensor, option or results file that cannot be used as given."""
+
+
+class ModelError(BenchsrError):
+    """A network that broke its contract: wrong output shape, NaN, an exception of its own."""

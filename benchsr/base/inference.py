@@ -1,0 +1,135 @@
+"""Networks whose weights never change: what they run on, and how little of them backward needs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from benchsr.base.errors import InputError
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put `model` into eval mode, and afterwards each of its submodules back into the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def row_slices(n: int, device: torch.device, batch_size: int | None = None) -> Iterator[slice]:
+    """Cut `n` images into the slices that are evaluated together.
+
+    On the CPU always one image: its convolution kernels round differently for different batch sizes, one flipped
+    gradient sign then changes an attack, and larger batches gain nothing there for the networks of this benchmark
+    (draws of one image, 21 at once: 1.25 of the time one by one). Elsewhere `batch_size`, or all at once.
+    """
+    size = 1 if device.type == "cpu" else (batch_size or n)
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def pick_device(name: str, *, has_cuda: bool | None = None) -> torch.device:
+    """The torch device for "auto", "cpu" or "cuda". Raises InputError where there is no such device."""
+    has_cuda = torch.cuda.is_available() if has_cuda is None else has_cuda
+    if name == "auto":
+        name = "cuda" if has_cuda else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"unknown device {name!r}; use auto, cpu or cuda")
+    if name == "cuda" and not has_cuda:
+        raise InputError("device cuda was asked for, but there is none; use --device cpu")
+    return torch.device(name)
+
+
+class _InputOnlyConv2d(torch.autograd.Function):
+    """Convolution that keeps its weight but not its input for backward: only a weight's gradient would need it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, how: tuple[Any, ...]) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.how = x.shape, how
+        return torch.conv2d(x, weight, bias, *how)  # autocast applies in here
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (weight,), grad = ctx.saved_tensors, grads[0]
+        stride, padding, dilation, groups = ctx.how
+        # Of the input only the shape is read. torch.nn.grad.conv2d_input does the same but fills one, which takes time.
+        unread = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+        how = (None, stride, padding, dilation, False, (0, 0), groups, (True, False, False))
+        found = torch.ops.aten.convolution_backward(grad, unread, weight.to(grad.dtype), *how)
+        return found[0], None, None, None
+
+
+class FrozenConv2d(nn.Conv2d):
+    """`nn.Conv2d` for fixed weights: same output and, bit for bit, same gradient to its input.
+
+    While its weight requires a gradient, as in training, it is an ordinary convolution.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve `x` (N, C, H, W)."""
+        ordinary = self.padding_mode != "zeros" or isinstance(self.padding, str)
+        if ordinary or self.weight.requires_grad or not x.requires_grad:
+            return super().forward(x)
+        how = (self.stride, self.padding, self.dilation, self.groups)
+        out: Tensor = _InputOnlyConv2d.apply(x, self.weight, self.bias, how)
+        return out
+
+
+def freeze(network: nn.Module) -> nn.Module:
+    """Put `network` into eval mode with fixed weights, in place, and return it.
+
+    Its plain convolutions stop keeping their inputs for backward: for an RRDB generator attacked through its input,
+    0.2 to 0.3 of the bytes at the same time and the same gradient. Convolutions are laid out channels-last.
+    """
+    for module in network.modules():
+        if type(module) is nn.Conv2d:
+            module.__class__ = FrozenConv2d
+    network.requires_grad_(False)
+    return network.eval().to(memory_format=torch.channels_last)
+
+
+def repeated_blocks(network: nn.Module) -> Iterator[nn.Module]:
+    """The outermost composite modules that stand next to siblings of their own class: the RRDBs of an RRDB network."""
+    children = list(network.children())
+    for child in children:
+        siblings = sum(type(other) is type(child) for other in children)
+        if siblings > 1 and type(child) is not nn.Sequential and any(child.children()):
+            yield child
+        else:
+            yield from repeated_blocks(child)
+
+
+def checkpoint_blocks(network: nn.Module, active: bool = True) -> None:
+    """Let backward compute each repeated block again instead of keeping what is inside it, in place.
+
+    Output and gradients stay the same; for an RRDB generator time grows by about a quarter and 0.1 of the bytes are
+    kept. `active=False` undoes it.
+    """
+    for block in repeated_blocks(network):
+        block.__dict__.pop("forward", None)
+        if active:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+class Autocast(nn.Module):
+    """`network` in bfloat16 where that is safe, its output in float32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """SR (N, 3, 4h, 4w) of `x` (N, 3, h, w)."""
+        with torch.autocast(x.device.type, torch.bfloat16):
+            sr: Tensor = self.network(x)
+        return sr.float()

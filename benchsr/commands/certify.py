@@ -1,0 +1,118 @@
+"""`benchsr certify`: a certificate of one image as bounds, widths, curves and words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from benchsr.base.files import write_atomic
+from benchsr.base.pairs import SCALE
+from benchsr.data.images import write_image
+from benchsr.defences.certificate import Certificate, certify_draws, largest_eps, noisy_outputs, width_curves
+from benchsr.results.records import read_results
+
+
+def describe(certificate: Certificate, norms: Mapping[str, float], step: float = 9 / 255) -> list[str]:
+    """The certificate in words, a line each: what it covers, how wide it is, and how far attacks reach beyond it.
+
+    `norms`: mean l2 norms of attacks by threat id; `step`: the L-infinity attack put beside the radius in any case.
+    """
+    c = certificate
+    together = "all bounds of the image together" if c.simultaneous else "each bound by itself"
+    pixels = c.lower[0].numel()
+    lines = [
+        f"Covers: every change of the LR image whose l2 norm over all its elements is below {c.eps:g} (pixel values in "
+        f"[0, 1]), for the exact median of the network under N(0, {c.sigma:g}^2). Holds with {c.confidence:.1%} "
+        f"confidence for {together} ({pixels} elements), from order statistics {c.ranks[0]} and {c.ranks[1]} of {c.n}.",
+        "Does not cover: the median of a few draws that a deployed model returns, which estimates the exact median, "
+        "and any larger change.",
+        f"Largest certifiable radius with {c.n} draws at this confidence: {c.largest_eps:.4g}.",
+    ]
+    if not c.feasible:
+        return [
+            *lines,
+            f"Not certifiable: {c.n} draws cannot bound eps/sigma = {c.eps / c.sigma:.3g}; all bounds infinite.",
+        ]
+    percentiles = ", ".join(f"{p:g}%: {w * 255:.1f}" for p, w in c.width_percentiles().items())
+    within = ", ".join(f"{t}/255: {float(c.fraction_within(t / 255).mean()):.1%}" for t in (8, 16, 32))
+    side = c.lower.shape[-2] // SCALE, c.lower.shape[-1] // SCALE
+    reach = step * sqrt(3 * side[0] * side[1])
+    lines += [
+        f"Width in units of 1/255: mean {float(c.width.mean()) * 255:.1f}; percentiles {percentiles}.",
+        f"Elements certified not to move by more than: {within}.",
+        f"An L-infinity step of {step * 255:g}/255 on an LR image of this size has l2 norm {reach:.3g}, "
+        f"{reach / max(c.eps, 1e-12):.3g} times the certified radius.",
+    ]
+    lines += [
+        f"Attack {name}: mean l2 norm {size:.3g}, {'inside' if size < c.eps else 'outside'} the certified radius."
+        for name, size in norms.items()
+    ]
+    return lines
+
+
+def attack_norms(results: Path) -> dict[str, float]:
+    """Mean l2 norm of the LR's change by threat id, from a results.csv (computed at the crop of that leaderboard)."""
+    records, _ = read_results(results)
+    seen: dict[str, dict[str, float]] = {}
+    for r in records:
+        if r.attack_l2:
+            seen.setdefault(r.threat, {})[f"{r.model}/{r.image}"] = r.attack_l2
+    return {threat: fmean(norms.values()) for threat, norms in seen.items()}
+
+
+def write_report(
+    folder: Path,
+    model: nn.Module,
+    lr: Tensor,
+    sigma: float,
+    eps: float,
+    n: int,
+    confidence: float,
+    seed: int = 0,
+    *,
+    simultaneous: bool = False,
+    norms: Mapping[str, float] | None = None,
+) -> list[str]:
+    """Certify one image `lr` (3, h, w); write lower.png, upper.png, width.png, curves.png and certificate.txt.
+
+    Returns the lines of certificate.txt. Memory as for `certify`.
+    """
+    draws = noisy_outputs(model, lr, sigma, n, seed, "0")
+    certificate = certify_draws(draws, sigma, eps, confidence, simultaneous)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("lower", "upper"):
+        write_image(folder / f"{name}.png", getattr(certificate, name)[0].clamp(0, 1).cpu())
+    elements = draws[0].numel() if simultaneous else None
+    counts = [c for c in (21, 101, 1001) if c < n] + [n]
+    radii = np.linspace(0, max(largest_eps(c, sigma, confidence, elements) for c in counts) * 0.999, 25).tolist()
+    curves = width_curves(draws, sigma, confidence, counts, radii, simultaneous)
+    _plot_width(folder / "width.png", certificate)
+    _plot_curves(folder / "curves.png", radii, curves, sigma)
+    lines = describe(certificate, norms or {})
+    write_atomic(folder / "certificate.txt", "\n".join(lines) + "\n")
+    return lines
+
+
+def _plot_width(path: Path, certificate: Certificate) -> None:
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    shown = axes.imshow(certificate.width[0].amax(0).cpu().numpy() * 255, cmap="viridis", vmin=0)
+    figure.colorbar(shown, label="upper - lower, widest channel (1/255)")
+    axes.set_axis_off()
+    figure.savefig(path, dpi=150)
+
+
+def _plot_curves(path: Path, eps: Sequence[float], curves: Mapping[int, Sequence[float]], sigma: float) -> None:
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    for n, widths in curves.items():
+        axes.plot(eps, [w * 255 for w in widths], label=f"n = {n}")
+    axes.set(xlabel=f"certified l2 radius (sigma {sigma:g})", ylabel="mean width (1/255)", ylim=(0, None))
+    axes.legend()
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,257 @@
+"""Pictures beside the figures, as the paper's Figures 1, 3, 4 and 5: what a threat does to an image and its SR."""
+
+from __future__ import annotations
+
+import io
+import json
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from benchsr.base.errors import InputError
+from benchsr.base.files import cache_dir, write_atomic
+from benchsr.base.inference import pick_device
+from benchsr.base.pairs import SCALE, Sample
+from benchsr.data.datasets import Dataset, load_dataset
+from benchsr.data.images import write_image
+from benchsr.evaluation.cache import AttackCache
+from benchsr.evaluation.plan import Cell, plan, resolve
+from benchsr.evaluation.protocol import Protocol, load_protocol, select_threats
+from benchsr.evaluation.worker import Worker
+from benchsr.leaderboard.tables import DECIMALS, FAMILIES
+from benchsr.metrics.quality import METRICS
+from benchsr.models.cards import Card
+from benchsr.models.zoo import select_cards
+from benchsr.results.records import Record
+from benchsr.threats.table import THREATS
+
+ZOOM = 4
+"""The zoom crop's side is this fraction of the shorter side of HR."""
+
+PANEL = 512
+"""Longest side in HR pixels of the pictures for the page; of larger images a window around the zoom crop is shown."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One model on one image: LR as it saw it (3, h, w), its SR (3, 4h, 4w), both in [0, 1], and its line of results.
+
+    Of a model that draws noise the first evaluation is shown; its figures are means over all of them.
+    """
+
+    card: Card
+    lr: Tensor
+    sr: Tensor
+    record: Record
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One image under one threat, as models of one family see it."""
+
+    threat: str
+    family: str
+    sample: Sample
+    views: Sequence[View]
+
+    @property
+    def title(self) -> str:
+        """Image, threat and family in words."""
+        return f"{self.sample.id}, {THREATS[self.threat].title}, {FAMILIES[self.family][1].split(',')[0]}"
+
+    @cached_property
+    def factor(self) -> int:
+        """How far perturbations are amplified so that the largest of the scene just fits between black and white."""
+        largest = max(float((view.lr - self.sample.lr).abs().max()) for view in self.views)
+        return max(1, int(0.5 / largest)) if largest else 1
+
+    def perturbation(self, view: View) -> Tensor:
+        """The change of LR, amplified by `factor` around mid-grey: (3, h, w) in [0, 1]."""
+        return (0.5 + self.factor * (view.lr - self.sample.lr)).clamp(0, 1)
+
+    @cached_property
+    def zoom(self) -> tuple[int, int, int]:
+        """(top, left, side) in HR pixels, multiples of 4, of the square where SR is furthest from HR on average."""
+        errors = torch.stack([(view.sr - self.sample.hr).abs().mean(0) for view in self.views]).mean(0)
+        side = max(SCALE, min(errors.shape) // ZOOM // SCALE * SCALE)
+        means = F.avg_pool2d(errors[None], side, stride=SCALE)[0]
+        row, column = divmod(int(means.argmax()), means.shape[1])
+        return row * SCALE, column * SCALE, side
+
+    def cut(self, image: Tensor) -> Tensor:
+        """The zoom crop of an HR image."""
+        top, left, side = self.zoom
+        return image[:, top : top + side, left : left + side]
+
+    def window(self, image: Tensor) -> Tensor:
+        """The part of an HR or LR image that the page shows: all of it, or at most PANEL HR pixels around the zoom."""
+        scale = image.shape[1] / self.sample.hr.shape[1]
+        spans = []
+        for start, size in zip(self.zoom[:2], self.sample.hr.shape[1:], strict=True):
+            length = min(size, PANEL)
+            begin = min(max(start + self.zoom[2] // 2 - length // 2, 0), size - length) // SCALE * SCALE
+            spans.append(slice(int(begin * scale), int((begin + length) * scale)))
+        return image[:, spans[0], spans[1]]
+
+
+class Studio(Worker):
+    """A worker that keeps the pictures: the same attacks (and cache), seeds and scores as the leaderboard's."""
+
+    def views(self, cell: Cell, image: str) -> Iterator[View]:
+        """What each model of the cell makes of one image. Raises what went wrong with it."""
+        attacked = self._attacked(cell, [image])[image]
+        if isinstance(attacked, Exception):
+            raise attacked
+        for template in (record for record in cell.records if record.image == image):
+            sr, _ = self._answers(cell, template.model, attacked)
+            record = self._score(cell, template, attacked)
+            yield View(cell.models[template.model], attacked.lr, sr[0].cpu(), record)
+
+
+def scenes(
+    studio: Studio,
+    protocol: Protocol,
+    cards: Sequence[Card],
+    threats: Sequence[str],
+    dataset: Dataset,
+    images: Iterable[str],
+) -> list[Scene]:
+    """A scene for each image, threat and family with a model that can be had here, in that order."""
+    found: dict[tuple[str, str], tuple[Sample, list[View]]] = {}
+    cells, _ = plan(protocol, resolve(cards), threats, dataset)
+    for cell in cells:  # network by network: each is loaded once
+        for image in (image for image in images if image in cell.samples.sources):
+            _, views = found.setdefault((image, cell.threat), (cell.samples.sample(image), []))
+            views += studio.views(cell, image)
+    order = {card.id: i for i, card in enumerate(cards)}
+    return [
+        Scene(threat, family, sample, sorted(chosen, key=lambda view: order[view.card.id]))
+        for image in images
+        for threat in threats
+        for family in FAMILIES
+        if (image, threat) in found
+        for sample, views in [found[image, threat]]
+        if family in ({view.card.family for view in views} - {"both"} or {"paper"})
+        for chosen in [[view for view in views if view.card.family in (family, "both")]]
+    ]
+
+
+def figures_of(record: Record) -> str:
+    """PSNR, SSIM and LPIPS of a line of results in words."""
+    parts = []
+    for name in ("psnr", "ssim", "lpips"):
+        metric = METRICS[name]
+        parts.append(f"{metric.title} {getattr(record, name):.{DECIMALS[name]}f} {metric.unit}".strip())
+    return " · ".join(parts)
+
+
+def change_of(record: Record) -> str:
+    """Size of the perturbation in words; empty for a data set that comes with its own LR."""
+    if record.attack_linf is None or record.attack_l2 is None:
+        return ""
+    return f"L∞ {record.attack_linf * 255:.1f}/255 · L2 {record.attack_l2:.2f}"
+
+
+def draw(scene: Scene) -> Figure:
+    """One column for the truth and one for each model: input, amplified perturbation, SR with its figures, zoom."""
+    sample, views = scene.sample, scene.views
+    columns: list[tuple[str, list[Tensor | None], list[str]]] = [
+        ("Truth", [sample.lr, None, sample.hr, scene.cut(sample.hr)], ["clean LR", "", "HR", ""])
+    ]
+    for view in views:
+        pictures = [view.lr, scene.perturbation(view), view.sr, scene.cut(view.sr)]
+        below = [change_of(view.record).replace(" · ", "\n"), f"change × {scene.factor}"]
+        columns.append((view.card.title, [*pictures], [*below, figures_of(view.record).replace(" · ", "\n"), ""]))
+    figure = Figure(figsize=(1.75 * len(columns) + 0.3, 8.2), layout="constrained")
+    figure.suptitle(scene.title, fontsize=10)
+    grid = figure.subplots(4, len(columns), squeeze=False)
+    for k, (title, pictures_of, captions) in enumerate(columns):
+        for i, (picture, caption) in enumerate(zip(pictures_of, captions, strict=True)):
+            _show(grid[i][k], picture, caption)
+        grid[0][k].set_title(textwrap.fill(title, 22, max_lines=3, placeholder=" …"), fontsize=8)
+        top, left, side = scene.zoom
+        grid[2][k].add_patch(
+            Rectangle((left - 0.5, top - 0.5), side, side, fill=False, edgecolor="#E69F00", linewidth=1.2)
+        )
+    return figure
+
+
+def _show(ax: Axes, picture: Tensor | None, caption: str) -> None:
+    ax.set_axis_off()
+    if picture is not None:
+        ax.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+        ax.text(0.5, -0.03, caption, transform=ax.transAxes, ha="center", va="top", fontsize=6.5)
+
+
+def panels(scene: Scene) -> Iterator[tuple[str, str, Tensor, str]]:
+    """The pictures for the page: (name of the file, title, image, caption)."""
+    sample, views = scene.sample, scene.views
+    yield "truth", "Truth", sample.hr, "HR"
+    yield "input", "Clean input", sample.lr, "LR"
+    shared = all(torch.equal(view.lr, views[0].lr) for view in views)
+    for view in views[:1] if shared else views:
+        whose = "" if shared else f"{view.card.title}: "
+        id_ = "all" if shared else view.card.id
+        yield f"{id_}-lr", f"{whose}input under this threat", view.lr, change_of(view.record)
+        yield f"{id_}-change", f"{whose}change × {scene.factor}", scene.perturbation(view), change_of(view.record)
+    for view in views:
+        yield f"{view.card.id}-sr", f"{view.card.title}: output", view.sr, figures_of(view.record)
+
+
+def save(scene: Scene, folder: Path) -> dict[str, Any]:
+    """Write a scene's PNG, PDF and pictures below `folder`; returns its entry of figures.json."""
+    name = f"{scene.sample.id}-{scene.threat}{FAMILIES[scene.family][0]}"
+    entry: dict[str, Any] = {"title": scene.title, "factor": scene.factor, "panels": []}
+    figure = draw(scene)
+    for kind, metadata in {"png": {"Software": None}, "pdf": {"CreationDate": None}}.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=130, metadata=metadata)
+        write_atomic(folder / f"{name}.{kind}", buffer.getvalue())
+        entry[kind] = f"{name}.{kind}"
+    for part, title, image, caption in panels(scene):
+        write_image(folder / name / f"{part}.png", scene.window(image))
+        entry["panels"].append({"title": title, "caption": caption, "file": f"{name}/{part}.png"})
+    return entry
+
+
+def make_figures(
+    models: str = "all",
+    threats: str = "all",
+    images: str | None = None,
+    protocol: str | Path | Protocol = "quick",
+    *,
+    out: str | Path = "leaderboards",
+    cache: str | Path | None = None,
+    device: str = "auto",
+) -> Path:
+    """Write <out>/<protocol>/figures: a PNG and a PDF for each image, threat and family, and what the page needs.
+
+    `models`, `threats`, `images`: "all" or ids separated by commas; `images` None: the first one. Attacks come from the
+    cache or are computed as for the leaderboard. Raises BenchsrError where a model fails, and InputError where no
+    model can be had or an image is not in the data set.
+    """
+    chosen = protocol if isinstance(protocol, Protocol) else load_protocol(protocol)
+    dataset = load_dataset(chosen.dataset, crop=chosen.crop).first(chosen.images)
+    wanted = dataset.ids[:1] if images is None else dataset.sources.select(images)
+    store = AttackCache(str(cache or cache_dir() / "attacked"))
+    studio = Studio(chosen, pick_device(device), store)
+    made = scenes(studio, chosen, select_cards(models), select_threats(threats, chosen), dataset, wanted)
+    if not made:
+        raise InputError(f"none of the models {models!r} can be had here; see: benchsr list models")
+    folder = Path(out) / chosen.id / "figures"
+    entries = [save(scene, folder) for scene in made]
+    write_atomic(
+        folder / "figures.json",
+        json.dumps({"fingerprint": chosen.fingerprint, "comparisons": entries}, indent=1) + "\n",
+    )
+    return folder

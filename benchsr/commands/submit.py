@@ -1,0 +1,137 @@
+"""A submitted model: card checked, row computed, determinism tested, and the pull request's text written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich.console import Console
+
+from benchsr.base.errors import CardError
+from benchsr.base.files import write_atomic
+from benchsr.base.text import escape, markdown_table
+from benchsr.commands.report import about_leaderboard
+from benchsr.commands.run import evaluate
+from benchsr.data.datasets import load_dataset
+from benchsr.evaluation.protocol import Protocol, load_protocol
+from benchsr.leaderboard import LeaderboardInfo
+from benchsr.leaderboard.flags import FLAGS, flags
+from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, SCORED, make_grid
+from benchsr.leaderboard.tables import expected_images, show
+from benchsr.metrics.quality import METRICS
+from benchsr.models.cards import Card
+from benchsr.models.zoo import load_card, network_key, zoo, zoo_dir
+from benchsr.results.records import Record, Status
+from benchsr.threats.table import THREATS
+
+FIGURES = (*SCORED, "attack_linf", "attack_l2", "loss_clean", "loss_attacked")
+
+REPEATED = ("clean", "noise", "fgsm", "pgd")
+"""Threats computed twice from nothing: those of them that the protocol has."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What became of a card: its row's records, what differed between two runs, and all of it as Markdown."""
+
+    card: Card
+    network: str
+    records: Sequence[Record]
+    differences: Sequence[str]
+    text: str
+
+    @property
+    def failures(self) -> list[str]:
+        """Why the card cannot be merged as it is: evaluations that failed, and figures that do not repeat."""
+        failed = {f"{r.threat}: {r.reason}" for r in self.records if r.status is Status.FAILED}
+        return [*sorted(failed), *self.differences]
+
+    @property
+    def ready(self) -> bool:
+        """Whether every evaluation that is possible here went through and repeats."""
+        return not self.failures
+
+
+def submit(
+    card_file: Path,
+    protocol: str | Path | Protocol = "quick",
+    *,
+    device: str = "auto",
+    out: Path | None = None,
+    console: Console | None = None,
+) -> Submission:
+    """Evaluate a card under `protocol` and write the pull request's text to `out` (default: <id>-pull-request.md).
+
+    Raises CardError, UnavailableError or IntegrityError where card or weights cannot be used; what goes wrong with an
+    evaluation is told in the text.
+    """
+    card = load_card(card_file)
+    if card.id in zoo() and card_file.resolve().parent != zoo_dir().resolve():
+        raise CardError(f"{card_file}: id: {card.id!r} is taken by a card of the zoo; choose another one")
+    network = network_key(card)
+    chosen = protocol if isinstance(protocol, Protocol) else load_protocol(protocol)
+    run = partial(evaluate, str(card_file), protocol=chosen, device=device)
+    with TemporaryDirectory() as scratch:
+        records = run(out=Path(scratch) / "row", console=console).planned
+        threats = ",".join(t for t in REPEATED if t in chosen.threats)
+        twice = [
+            run(threats=threats, limit=1, out=f"{scratch}/{i}", cache=f"{scratch}/cache{i}").planned for i in range(2)
+        ]
+    differences = list(compare(*twice))
+    info = about_leaderboard(chosen, load_dataset(chosen.dataset, crop=chosen.crop).first(chosen.images))
+    text = _text(card, network, records, differences, info)
+    write_atomic(out or Path(f"{card.id}-pull-request.md"), text)
+    return Submission(card, network, records, differences, text)
+
+
+def compare(first: Sequence[Record], second: Sequence[Record]) -> list[str]:
+    """Figures of the same evaluations that differ at all, in words."""
+    again = {(r.threat, r.image): r for r in second}
+    return [
+        f"{r.threat} / {r.image}: {name} {getattr(r, name)} and then {getattr(other, name)}"
+        for r in first
+        for other in [again[r.threat, r.image]]
+        for name in FIGURES
+        if getattr(r, name) != getattr(other, name)
+    ]
+
+
+def row(records: Sequence[Record], info: LeaderboardInfo) -> str:
+    """The row that the card would add, one line for each threat, in Markdown."""
+    grid, raised = make_grid(records, expected_images(info)), flags(records)
+    header = [
+        "Threat",
+        *(f"{METRICS[m].title} {'↑' if METRICS[m].higher_is_better else '↓'}" for m in SCORED),
+        "Remarks",
+    ]
+    lines = []
+    for threat in info.threats:
+        cells = [cell for (_, t), cell in grid.items() if t == threat] or [NOT_RUN]
+        cell = cells[0]
+        remarks = [f"{cell.status}: {cell.reason}"] * (not cell.ok)
+        remarks += [flag for (_, t), found in raised.items() if t == threat for flag in found]
+        figures = [show(cell.estimate(metric), metric) for metric in SCORED]
+        lines.append([THREATS[threat].title, *figures, escape("; ".join(remarks))])
+    return markdown_table(header, lines)
+
+
+def _text(
+    card: Card, network: str, records: Sequence[Record], differences: Sequence[str], info: LeaderboardInfo
+) -> str:
+    environment = Environment(  # Markdown: what comes from the card goes through the filter md
+        loader=PackageLoader("benchsr"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )
+    environment.filters["md"] = escape
+    raised = sorted({flag for found in flags(records).values() for flag in found})
+    values = {"card": card, "network": network, "protocol": info, "row": row(records, info), "differences": differences}
+    values |= {"failed": sum(r.status is Status.FAILED for r in records), "confidence": f"{CONFIDENCE:.0%}"}
+    values |= {"flags": {flag: FLAGS[flag] for flag in raised}, "repeated": [t for t in REPEATED if t in info.threats]}
+    return environment.get_template("submission.md.j2").render(values)

@@ -1,0 +1,129 @@
+"""Images: read, written, shrunk as MATLAB does."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from benchsr.base.errors import InputError
+from benchsr.base.files import write_atomic
+from benchsr.base.pairs import SCALE
+
+Boundary = Literal["edge", "symmetric"]
+
+MIN_SIDE = 8
+"""Shortest side of an LR image in pixels; LPIPS needs SCALE times as much of the HR image."""
+
+MAX_PIXELS = 2**26
+"""Largest image that is decoded (8192 x 8192 pixels): small files can claim to hold far more."""
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+"""Files of a folder that are taken to be images."""
+
+
+def bicubic_downscale(hr: Tensor, *, boundary: Boundary = "edge", round8: bool = True) -> Tensor:
+    """Downscale `hr` (..., 3, H, W) in [0, 1], three or four dimensions, by 4 as MATLAB's `imresize(hr, 1/4)` does.
+
+    Antialiased bicubic (a = -0.5, 16 taps; Keys 1981), columns first, then rows. Rows and columns beyond a multiple of
+    4 are cut off at the bottom and right. `boundary` says what lies beyond the edge: its replica, or (newer MATLAB)
+    its mirror image. With `round8` each pass ends in 8-bit rounding (half up) and clamping, as for MATLAB's uint8
+    images; without, nothing is rounded or clamped. Returns (..., 3, H // 4, W // 4) in [0, 1], dtype and device kept.
+    Raises InputError for another shape or dtype, or an image of fewer than 4 pixels a side.
+    """
+    if hr.dim() not in (3, 4) or not hr.is_floating_point() or min(hr.shape[-2:]) < SCALE:
+        raise InputError(
+            f"bicubic_downscale needs a float image (3, H, W) or batch (N, 3, H, W) of at least {SCALE} x {SCALE} "
+            f"pixels; got {hr.dtype} {tuple(hr.shape)}"
+        )
+    # In units of grey levels the kernel's weights (multiples of 1/4096) make float32 sums of 8-bit pixels exact.
+    x = (hr if hr.dim() == 4 else hr[None]) * 255
+    for dim in (2, 3):
+        x = _downscale_axis(x, dim, boundary)
+        if round8:
+            x = (x + 0.5).floor().clamp(0, 255)
+    x = x / 255
+    return x if hr.dim() == 4 else x[0]
+
+
+def _downscale_axis(x: Tensor, dim: int, boundary: Boundary) -> Tensor:
+    pad = 2 * SCALE  # the kernel reaches 6 pixels beyond the image
+    size = x.shape[dim] // SCALE
+    places = torch.arange(-pad, size * SCALE + pad, device=x.device)
+    last = size * SCALE - 1
+    if boundary == "symmetric":
+        places = places.remainder(2 * (last + 1))
+        places = torch.minimum(places, 2 * last + 1 - places)
+    padded = x.index_select(dim, places.clamp(0, last))
+    target = [x.shape[2], x.shape[3]]
+    target[dim - 2] = size + 2 * pad // SCALE
+    small = F.interpolate(padded, size=target, mode="bicubic", antialias=True)
+    return small.narrow(dim, pad // SCALE, size)
+
+
+def read_image(path: str | Path, *, min_side: int = MIN_SIDE) -> Tensor:
+    """Read an image file as RGB (3, H, W) float32 in [0, 1].
+
+    Any mode that Pillow reads: grey becomes three equal channels, palettes are looked up, transparency is laid over
+    white, an EXIF orientation is applied, of several frames the first is taken, and colour profiles are ignored. Grey
+    of 16 bit keeps its precision; Pillow reads colour of 16 bit with 8. Raises InputError, naming the file, where it
+    cannot be decoded, has a side shorter than `min_side` or more than MAX_PIXELS pixels.
+    """
+    with opened(path, min_side) as image:
+        array = _rgb(ImageOps.exif_transpose(image))
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+@contextmanager
+def opened(path: str | Path, min_side: int) -> Iterator[Image.Image]:
+    """An image whose header has been read and whose size is within bounds; whatever goes wrong is an InputError."""
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(f"{path}: {image.width} x {image.height} pixels are more than {MAX_PIXELS}; crop it")
+            if min(image.size) < min_side:
+                raise InputError(f"{path}: {image.width} x {image.height} pixels; each side needs at least {min_side}")
+            yield image
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as an image ({error}); give a whole PNG, JPEG or TIFF file") from None
+
+
+def _rgb(image: Image.Image) -> NDArray[np.float32]:
+    """(H, W, 3) in [0, 1]. Raises ValueError where the pixels' scale cannot be known."""
+    if image.mode[0] in "IF":  # grey of more than 8 bit: integers up to 65535, or floats up to 1
+        grey = np.asarray(image, dtype=np.float32) / np.float32(1 if image.mode == "F" else 65535)
+        if not (grey.min() >= 0 and grey.max() <= 1):
+            raise ValueError(f"values of mode {image.mode} beyond {'1' if image.mode == 'F' else '65535'}")
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255)
+
+
+def write_image(path: str | Path, image: Tensor) -> None:
+    """Write `image` (3, H, W), float in [0, 1] (values beyond are clamped), as 8-bit PNG, whole or not at all.
+
+    Raises InputError for another shape or dtype, for NaN, for a name that does not end in .png and for a folder that
+    cannot be written to.
+    """
+    if image.dim() != 3 or len(image) != 3 or not image.is_floating_point() or bool(image.isnan().any()):
+        raise InputError(f"{path}: an image is float (3, H, W) without NaN; got {image.dtype} {tuple(image.shape)}")
+    if Path(path).suffix.lower() != ".png":
+        raise InputError(f"{path}: images are written as PNG; give a name that ends in .png")
+    pixels = (image.detach() * 255 + 0.5).floor().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    write_atomic(Path(path), buffer.getvalue())

@@ -1,0 +1,67 @@
+"""How many images an attack takes at once, and whether it must save memory: planned from a measurement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from benchsr.base.pairs import SCALE
+from benchsr.metrics.objective import Objective
+
+MOST = 0.8
+"""Share of the free memory that is used unless a budget is given."""
+
+HEADROOM = 1.5
+"""Peak bytes of an attack step over the bytes kept for backward: 1.05 to 1.34 were measured (docs/performance.md). With
+glibc's defaults, which hold on to freed blocks, a process may grow by more (up to 2.1)."""
+
+PROBE_SIDE = 48
+"""LR side, in pixels, of the largest image that memory is measured with."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Images (or draws of one image) at once, and whether backward computes blocks again instead of keeping them."""
+
+    batch_size: int
+    checkpoint: bool
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes of memory that are free on `device`, what torch holds in reserve there included."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + reserve
+
+
+def bytes_per_pixel(network: nn.Module, objective: Objective, device: torch.device, side: int = PROBE_SIDE) -> float:
+    """Bytes per LR pixel that one gradient of `objective` through `network` keeps, measured on side x side pixels.
+
+    Counted are the distinct buffers, apart from parameters, that autograd saves in one forward pass.
+    """
+    kept: dict[int, int] = {}
+
+    def count(saved: Tensor) -> Tensor:
+        if not isinstance(saved, nn.Parameter):
+            kept[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+        return saved
+
+    lr = torch.full((1, 3, side, side), 0.5, device=device, requires_grad=True)
+    bound = objective.bind(torch.full((1, 3, SCALE * side, SCALE * side), 0.5, device=device))
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved):
+        loss = bound(network(lr))  # the graph must live until all of it is counted, lest buffers be reused
+    del loss
+    return sum(kept.values()) / side**2
+
+
+def plan_batch(per_pixel: float, pixels: int, batch_size: int, budget: float) -> Plan:
+    """At most `batch_size` images of `pixels` LR pixels within `budget` bytes; blocks are kept where one image fits.
+
+    An image that does not fit is attacked whole all the same, alone and with its blocks computed again.
+    """
+    fitting = int(budget / (HEADROOM * per_pixel * pixels)) if per_pixel else batch_size
+    return Plan(batch_size=max(1, min(batch_size, fitting)), checkpoint=fitting < 1)

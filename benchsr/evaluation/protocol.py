@@ -1,0 +1,183 @@
+"""What one leaderboard means: data, threats and their numbers, metrics, precision and seed; and its fingerprint."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, ValidationError, field_validator
+
+from benchsr.base.errors import BenchsrError, CardError, InputError
+from benchsr.base.files import digest
+from benchsr.base.registry import Registry
+from benchsr.base.schema import Table
+from benchsr.metrics.objective import PerceptualNet
+from benchsr.metrics.quality import MetricSettings
+from benchsr.threats.table import FIXED, THREATS, Setting, Threat, load_threat
+
+CODE_VERSION = 1
+"""Raised whenever a change of code changes a figure; part of every key and fingerprint."""
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")]
+
+Text = Annotated[str, StringConstraints(max_length=2000)]
+
+
+class ObjectiveSettings(Table):
+    """The loss that attacks raise: see `benchsr.metrics.objective.Objective`."""
+
+    l1_weight: float = Field(1.0, ge=0)
+    perceptual_weight: float = Field(1.0, ge=0)
+    perceptual_net: PerceptualNet = "vgg16"
+
+
+class Protocol(Table):
+    """A protocol file. `crop` is the side of a centred LR crop in pixels (None: whole images), `images` how many of the
+    data set's first images are used; `settings` overrides numbers of single threats; `precision` is that of the network
+    inside attacks (scores are always float32). A model that draws noise is scored `evaluations` times on each image,
+    with noise that no attack has seen, and its figures are means.
+    """
+
+    id: Name
+    title: Text
+    notes: tuple[Text, ...] = ()
+    dataset: str = Field(max_length=1000)
+    crop: int | None = Field(None, ge=12, le=4096)
+    images: int | None = Field(None, ge=1)
+    evaluations: int = Field(1, ge=1, le=1000)
+    threats: tuple[str, ...] = tuple(FIXED)
+    seed: int = Field(0, ge=0, lt=2**31)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    quantise_lr: bool = False
+    objective: ObjectiveSettings = ObjectiveSettings()
+    metrics: MetricSettings = MetricSettings()
+    settings: dict[str, dict[str, Setting]] = {}
+
+    @field_validator("threats")
+    @classmethod
+    def _known(cls, threats: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(THREATS.select(",".join(threats)))
+        except BenchsrError as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("settings")
+    @classmethod
+    def _loadable(cls, settings: dict[str, dict[str, Setting]]) -> dict[str, dict[str, Setting]]:
+        for threat, values in settings.items():
+            try:
+                load_threat(threat, **values)
+            except BenchsrError as error:
+                raise ValueError(str(error)) from None
+        return settings
+
+    def threat(self, threat_id: str) -> Threat:
+        """The threat as this protocol sets it, its objective included."""
+        defaults = THREATS[threat_id].defaults
+        shared = {k: v for k, v in self.objective.model_dump().items() if k in defaults}
+        return load_threat(threat_id, **{**shared, **self.settings.get(threat_id, {})})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that can change a figure, apart from the data and the weights, which each row's key adds."""
+        return digest({"code": CODE_VERSION, **self.figures()})
+
+    def override(
+        self,
+        *,
+        dataset: str | None = None,
+        seed: int | None = None,
+        precision: str | None = None,
+        perceptual_net: str | None = None,
+    ) -> Protocol:
+        """This protocol with some settings replaced (None: as it is), and so with another fingerprint."""
+        fields = self.model_dump()
+        given = {"dataset": dataset, "seed": seed, "precision": precision}
+        fields |= {name: value for name, value in given.items() if value is not None}
+        if perceptual_net is not None:
+            fields["objective"]["perceptual_net"] = perceptual_net
+        return _validated(fields, "option")
+
+    def figures(self) -> dict[str, Any]:
+        """Everything that can change a figure, every threat's settings spelled out."""
+        fields = self.model_dump(exclude={"title", "notes", "settings", "objective", "threats"})
+        return {**fields, "threats": {t: dict(self.threat(t).settings) for t in self.threats}}
+
+    @property
+    def description(self) -> list[str]:
+        """The settings in words, a line each, for reports."""
+        size = f"centred LR crops of {self.crop} x {self.crop} pixels" if self.crop else "whole images"
+        rounding = "rounded to 8 bit" if self.metrics.quantise_sr else "not rounded"
+        first = f", first {self.images} images" if self.images else ""
+        lines = [
+            f"Data: {self.dataset}{first}, {size}; seed {self.seed}; attacked LR {'' if self.quantise_lr else 'not '}"
+            "rounded to 8 bit.",
+            f"PSNR and SSIM: {self.metrics.colour.upper()}, border of {self.metrics.border} HR pixels cropped, SR "
+            f"{rounding}. LPIPS: AlexNet v0.1, whole image, not rounded.",
+            f"Models that draw noise: means over {self.evaluations} independent evaluations of each image.",
+            f"Attacks raise {self.objective.l1_weight:g} L1 + {self.objective.perceptual_weight:g} perceptual "
+            f"({self.objective.perceptual_net}), network in {self.precision}; scores in fp32.",
+        ]
+        for threat_id in self.threats:
+            threat = self.threat(threat_id)
+            numbers = {k: v for k, v in threat.settings.items() if k not in self.objective.model_dump()}
+            if numbers:
+                lines.append(
+                    f"{threat.spec.title}: " + ", ".join(f"{k} {_number(k, v)}" for k, v in numbers.items()) + "."
+                )
+        return lines + list(self.notes)
+
+
+def _number(name: str, value: Setting) -> str:
+    if name in ("eps", "alpha"):
+        return f"{float(value) * 255:g}/255"
+    return str(value).lower() if isinstance(value, bool | str) else f"{value:g}"
+
+
+def load_protocol(name_or_path: str | Path) -> Protocol:
+    """A packaged protocol by id, or one from a TOML file.
+
+    Raises CardError naming file and field where the file does not follow the schema, UnknownIdError for an unknown id.
+    """
+    if str(name_or_path).endswith(".toml"):
+        return _read(Path(name_or_path))
+    return protocols()[str(name_or_path)]
+
+
+def protocols() -> Registry[Protocol]:
+    """The protocols that come with benchsr."""
+    folder = Path(__file__).parent / "protocols"
+    return Registry("protocol", {path.stem: _read(path) for path in sorted(folder.glob("*.toml"), reverse=True)})
+
+
+def _read(path: Path) -> Protocol:
+    try:
+        return _validated(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+    except OSError as error:
+        raise CardError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CardError(f"{path}: not valid TOML: {error}") from None
+
+
+def _validated(fields: Mapping[str, Any], source: str) -> Protocol:
+    try:
+        return Protocol.model_validate(fields)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
+        raise CardError(f"{source}: {problems}") from None
+
+
+def select_threats(threats: str, protocol: Protocol) -> list[str]:
+    """Ids for "all" of the protocol's threats or a comma-separated list. Raises InputError for one outside of them."""
+    if threats.strip() == "all":
+        return list(protocol.threats)
+    ids = THREATS.select(threats)
+    for threat in ids:
+        if threat not in protocol.threats:
+            raise InputError(
+                f"protocol {protocol.id!r} has no threat {threat!r}; it has: {', '.join(protocol.threats)}"
+            )
+    return ids

@@ -1,0 +1,86 @@
+"""Signs that an attack was weaker than it looks (Pintor et al. 2022, "Indicators of Attack Failure", for regression).
+
+A high score under a failing attack is not robustness. Some signs show while the attack runs and are kept with each
+image in results.csv; others show only when evaluations are compared, and are found there. Either stands beside the
+number it concerns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import log10, nan
+from statistics import fmean
+
+from benchsr.results.records import Record, Status
+from benchsr.threats.table import THREATS
+
+FLAGS: Mapping[str, str] = {
+    "zero-gradient": "more than half of the gradient's elements were exactly zero at some step",
+    "still-rising": "the last tenth of the steps brought over a twentieth of the gain: more steps would bring more",
+    "best-discarded": "the iterate that was returned is not the best that was found",
+    "no-gain": "the attack did not raise its loss at all",
+    "transfer-stronger": "the same attack on the base network alone lowers PSNR more: what this knows does not help",
+    "random-as-strong": "random noise that is no larger lowers PSNR as much",
+    "not-destroyed": "with this large an eps PSNR stays above what a mere change of brightness by eps would leave",
+}
+"""Flag -> what it means. The first four are found per image, the others by comparing means over images."""
+
+MARGIN = 0.1
+"""dB of mean PSNR by which one evaluation must beat another before that counts."""
+
+NOISES = ("noise", "random")
+"""Threats that know nothing of the model: an attack no smaller than them should do more harm."""
+
+LARGE = 16 / 255
+"""L-infinity size ([0, 1] units) from which an attack should destroy any output."""
+
+
+def flags(records: Iterable[Record]) -> dict[tuple[str, str], tuple[str, ...]]:
+    """All flags of each (model, threat) in the order of FLAGS: those kept with its images, and those found here."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if record.status is Status.OK and record.threat in THREATS:
+            groups.setdefault((record.model, record.threat), []).append(record)
+    cells = {key: group for key, group in groups.items() if THREATS[key[1]].kind == "attack"}
+    found = {key: {flag for r in group for flag in r.health.split()} for key, group in cells.items()}
+    for model in dict.fromkeys(model for model, _ in cells):
+        own = {threat: group for (name, threat), group in groups.items() if name == model}
+        for threat, flag in _compared(own):
+            found[model, threat].add(flag)
+    return {key: tuple(flag for flag in FLAGS if flag in raised) for key, raised in found.items() if raised}
+
+
+def _compared(own: Mapping[str, Sequence[Record]]) -> Iterator[tuple[str, str]]:
+    """(threat, flag) of one model, from its records by threat. Only cells on the same images are compared."""
+    for threat, group in own.items():
+        if THREATS[threat].kind != "attack":
+            continue
+        psnr, size = _mean(group, "psnr"), _mean(group, "attack_linf")
+        others = {t: rows for t, rows in own.items() if t != threat and _images(rows) == _images(group)}
+        for other, rows in others.items():
+            if _transfer_of(other, threat) and _mean(rows, "psnr") < psnr - MARGIN:
+                yield threat, "transfer-stronger"
+            no_larger = _mean(rows, "attack_l2") <= 1.05 * _mean(group, "attack_l2")
+            if other in NOISES and no_larger and _mean(rows, "psnr") < psnr + MARGIN:
+                yield threat, "random-as-strong"
+            # The errors of a brightness shift and of the clean output add up in squares; 1 dB is for clipping.
+            shifted = -10 * log10(10 ** (-_mean(rows, "psnr") / 10) + size**2)
+            if other == "clean" and size >= LARGE and psnr > shifted + 1:
+                yield threat, "not-destroyed"
+
+
+def _transfer_of(base: str, threat: str) -> bool:
+    """Whether `base` is the attack `threat` without knowledge of the smoothing."""
+    known, blind = THREATS[threat], THREATS[base]
+    same = known.make is blind.make and known.preset.get("eps") == blind.preset.get("eps")
+    return same and blind.preset.get("median_of") == 0 and bool(known.preset.get("median_of"))
+
+
+def _images(records: Sequence[Record]) -> set[str]:
+    return {record.image for record in records}
+
+
+def _mean(records: Sequence[Record], field: str) -> float:
+    """Mean of a column; NaN, which compares as False with everything, where a value is missing."""
+    values = [getattr(record, field) for record in records]
+    return nan if None in values else fmean(values)

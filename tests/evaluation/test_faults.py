@@ -1,0 +1,258 @@
+"""Kills, full disks, flipped bytes, rivals: whatever happens, the table ends up the same, no line lost or doubled.
+
+The slow tests print what they counted (`pytest -s`); docs/reliability.md tells of one such run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+from faults import ToyBench, ToyExecutor, make_bench
+from test_executors import needs_ray
+
+from benchsr.base.errors import InputError
+from benchsr.evaluation import executors
+from benchsr.evaluation.cache import AttackCache, AttackReport
+from benchsr.evaluation.executors import Executor, InProcess, Processes, load_executor
+from benchsr.results.records import Record
+
+CPU = torch.device("cpu")
+KILLS = 20
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ToyBench:
+    """A toy benchmark of 36 evaluations, or of 120 where time does not matter."""
+    monkeypatch.setenv("BENCHSR_CACHE", str(tmp_path / "user-cache"))
+    monkeypatch.setattr("benchsr.metrics.quality.lpips_net", None)  # ToyMake sets it, and pytest puts the real one back
+    monkeypatch.setattr("benchsr.evaluation.worker.load_network", None)
+    return make_bench(tmp_path, n_images=10 if request.node.get_closest_marker("slow") else 3)
+
+
+def start(bench: ToyBench, out: str, workers: int, seconds: float, models: str = "") -> subprocess.Popen[bytes]:
+    """The benchmark as a program of its own."""
+    command = [sys.executable, str(Path(__file__).parent / "faults.py"), str(bench.folder), out, str(workers)]
+    return subprocess.Popen([*command, str(seconds), *([models] if models else [])], stderr=subprocess.PIPE)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
+    deadline = time.monotonic() + 300
+    while not condition() and (process is None or process.poll() is None):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def lines(bench: ToyBench, out: str) -> int:
+    path = bench.folder / out / "toy" / "results.csv"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def compare(bench: ToyBench, out: str) -> None:
+    """Assert that no line is lost, doubled or different from those of an undisturbed run."""
+    if not (bench.folder / "whole").exists():
+        bench.run("whole", ToyExecutor(InProcess(CPU)), cache=bench.folder / "cache-whole")
+    whole, found = bench.table("whole"), bench.table(out)
+    assert len(whole.query("status == 'ok'")) == bench.evaluations
+    lost, doubled = len(whole.index.difference(found.index)), int(found.index.duplicated().sum())
+    print(f"\n{out}: {lost} lost, {doubled} doubled of {len(whole)}")
+    assert (lost, doubled) == (0, 0)
+    pd.testing.assert_frame_equal(whole, found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_killed_again_and_again_goes_on(bench: ToyBench, workers: int) -> None:
+    moments, kills = random.Random(workers), 0
+    while kills < KILLS:
+        before = lines(bench, "out")
+        run = start(bench, "out", workers, seconds=0.1)
+        wait_for(lambda before=before: lines(bench, "out") > before, run)  # type: ignore[misc]
+        time.sleep(moments.uniform(0, 0.3))
+        if run.poll() is not None:
+            break
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        kills += 1
+    last = start(bench, "out", workers, seconds=0.001)
+    said = last.communicate(timeout=300)[1].decode()
+    assert last.returncode == 0, said
+    computed = (bench.folder / "log-out").read_text().split()
+    print(f"\n{kills} kills, {workers} workers: {len(computed)} evaluations computed for {bench.evaluations}")
+    compare(bench, "out")
+    assert kills >= 10
+    assert (
+        len(computed) - bench.evaluations <= kills * workers * 2
+    )  # in flight: an image each, with the models it is for
+
+
+class Reaper:
+    """Kills a random worker process, over and over, each time after another evaluation came in."""
+
+    def __init__(self, workers: Callable[[], list[psutil.Process]]) -> None:
+        self.workers = workers
+        self.kills = 0
+        self._random = random.Random(0)
+        self._next = 1
+
+    def watch(self, _: Record) -> None:
+        self._next -= 1
+        alive = self.workers()
+        if self.kills < KILLS and self._next <= 0 and alive:
+            victim = self._random.choice(alive)
+            threading.Timer(self._random.uniform(0, 0.2), victim.kill).start()
+            self.kills += 1
+            self._next = self._random.randint(2, 5)
+
+
+def spawned() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+
+
+def ray_workers() -> list[psutil.Process]:
+    found = psutil.Process().children(recursive=True)
+    return [p for p in found if p.status() != psutil.STATUS_ZOMBIE and p.name().startswith("ray::_RayWorker")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["local", pytest.param("ray", marks=needs_ray)])
+def test_workers_killed_again_and_again_lose_nothing(
+    bench: ToyBench, kind: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr(executors, "ATTEMPTS", 10)  # one cell may be hit several times
+    if kind == "ray":
+        request.getfixturevalue("ray_cores")
+    inner: Executor = load_executor("ray", "cpu", 2) if kind == "ray" else Processes(CPU, 2)
+    reaper = Reaper(ray_workers if kind == "ray" else spawned)
+    outcome = bench.run("out", ToyExecutor(inner, seconds=0.2, watch=reaper.watch))
+    print(f"\n{reaper.kills} {kind} workers killed")
+    assert reaper.kills >= 10
+    assert not outcome.failures
+    compare(bench, "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rivals", [2, 4])
+def test_concurrent_runs_share_cache_and_leaderboard(bench: ToyBench, rivals: int) -> None:
+    a, b = str(bench.folder / "toy-a.toml"), str(bench.folder / "toy-b.toml")
+    share = [f"bicubic,{a}", f"{a},{b}", f"{b},bicubic", f"{b},{a}"]  # overlapping: some evaluations come twice
+    runs = [start(bench, "out", 1, 0.02, models) for models in share[:rivals]]
+    for run in runs:
+        said = run.communicate(timeout=500)[1].decode()
+        assert run.returncode == 0, said
+    compare(bench, "out")
+    assert AttackCache(bench.folder / "cache").damaged() == {}
+
+
+def test_a_run_with_other_settings_in_the_same_folder_is_noticed(bench: ToyBench) -> None:
+    def rival(_: Record) -> None:
+        if not (bench.folder / "rival").exists():
+            (bench.folder / "rival").touch()
+            bench.run("out", ToyExecutor(InProcess(CPU)), "bicubic", threats="clean", limit=1, seed=7)
+
+    with pytest.raises(InputError, match="taken over"):
+        bench.run("out", ToyExecutor(InProcess(CPU), watch=rival), "bicubic", threats="clean", limit=2)
+    assert set(pd.read_csv(bench.folder / "out" / "toy" / "results.csv").seed) == {7}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KB, mounted where that is allowed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a small file system is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_cache_costs_no_result(bench: ToyBench, small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (small_disk / "ballast").write_bytes(b"x" * 40_000)
+    outcome = bench.run("out", ToyExecutor(InProcess(CPU)), cache=small_disk)
+    assert not outcome.failures
+    assert caplog.text.count("going on without keeping attacks") == 1
+    assert "No space left" in caplog.text
+    compare(bench, "out")
+
+
+def test_a_read_only_cache_costs_no_result(bench: ToyBench, small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+    AttackCache(small_disk).put("ab" * 32, torch.zeros(3, 4, 4), AttackReport(0.0))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    bench.run("out", ToyExecutor(InProcess(CPU)), cache=small_disk)
+    assert caplog.text.count("Read-only file system") == 1
+    compare(bench, "out")
+
+
+def test_a_full_disk_ends_the_run_and_keeps_its_results(bench: ToyBench, small_disk: Path) -> None:
+    (small_disk / "ballast").write_bytes(b"x" * 52_000)
+    with pytest.raises(InputError, match=r"results.csv.*No space left"):
+        bench.run(str(small_disk), ToyExecutor(InProcess(CPU)))
+    kept = (small_disk / "toy" / "results.csv").read_bytes().count(b"\n") - 1
+    assert kept > 5
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    outcome = bench.run(str(small_disk), ToyExecutor(InProcess(CPU)))
+    assert outcome.computed <= bench.evaluations - kept + 1
+    compare(bench, str(small_disk))
+
+
+def test_flipped_bytes_in_the_cache_are_found(bench: ToyBench, caplog: pytest.LogCaptureFixture) -> None:
+    cache, dice = AttackCache(bench.folder / "cache"), random.Random(0)
+    bench.run("first", ToyExecutor(InProcess(CPU)), cache=cache.folder)
+    entries = sorted(Path(entry.path) for entry in cache.entries())
+    for path in entries[::2]:
+        content = bytearray(path.read_bytes())
+        place = len(content) - 1 - dice.randrange(3 * 12 * 12 * 4)  # within the pixels
+        content[place] ^= 1 << dice.randrange(8)
+        path.write_bytes(content)
+    assert set(cache.damaged()) == {str(path) for path in entries[::2]}
+    bench.run("out", ToyExecutor(InProcess(CPU)), cache=cache.folder)
+    assert caplog.text.count("is damaged") == len(entries[::2])
+    assert cache.damaged() == {}
+    compare(bench, "out")
+
+
+@pytest.mark.slow
+def test_memory_stays_level_over_500_cells(bench: ToyBench) -> None:
+    models = ",".join(str(bench.folder / f"toy-{name}.toml") for name in "ab")
+    seen: list[int] = []
+
+    def watch(_: Record) -> None:
+        seen.append(psutil.Process().memory_info().rss)
+
+    rounds = 0
+    while len(seen) < 500:
+        bench.run(f"out{rounds}", ToyExecutor(InProcess(CPU), watch=watch), models, threats="clean,noise,fgsm,pgd")
+        rounds += 1
+    early, late = max(seen[60:120]), max(seen[-60:])
+    print(f"\n{len(seen)} cells: {early / 1e6:.0f} MB early, {late / 1e6:.0f} MB at the end")
+    assert late - early < 40e6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+def test_two_workers_are_faster_than_one(bench: ToyBench, request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(1)  # and so each worker, lest one takes both cores
+    rates = []
+    for workers in (1, 2):
+        times: list[float] = []
+        toy = ToyExecutor(Processes(CPU, workers), watch=lambda _, times=times: times.append(time.monotonic()))  # type: ignore[misc]
+        bench.run(f"out{workers}", toy, threats="pgd", models=str(bench.folder / "toy-a.toml"))
+        rates.append((len(times) - 1) / (times[-1] - times[0]))
+    print(f"\n{rates[0]:.1f} evaluations a second with one worker, {rates[1]:.1f} with two")
+    assert rates[1] > 1.7 * rates[0]

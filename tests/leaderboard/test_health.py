@@ -1,0 +1,114 @@
+"""Each sign of a weak attack: raised where the attack is made to fail that way, and not raised where it works."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import log10
+
+import pytest
+import torch
+from conftest import scene, tiny_rrdb
+from torch import Tensor, nn
+
+from benchsr.leaderboard.flags import FLAGS, flags
+from benchsr.metrics.objective import Objective
+from benchsr.results.records import Record, Status
+from benchsr.threats.attacks import FGSM, PGD, AttackResult
+from benchsr.threats.health import attack_flags
+
+L1 = Objective(l1_weight=1.0, perceptual_weight=0.0)
+EPS = 8 / 255
+
+
+class Quantised(nn.Module):
+    """Rounds its input to 8 bit, as a defence that masks gradients does: they are zero everywhere."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        sr: Tensor = self.network((x * 255).round() / 255)
+        return sr
+
+
+def test_a_working_attack_is_not_flagged() -> None:
+    network = tiny_rrdb()
+    result = PGD(network, eps=EPS, alpha=4 / 255, steps=20, objective=L1).run(*scene(network, 2, 12))
+    assert attack_flags(result) == ["", ""]
+    single = FGSM(network, eps=EPS, objective=L1).run(*scene(network, 2, 12))
+    assert attack_flags(single) == ["", ""]
+
+
+def test_masked_gradients_are_flagged() -> None:
+    network = Quantised(tiny_rrdb())
+    result = PGD(network, eps=EPS, steps=3, random_start=False, objective=L1).run(*scene(network, 1, 12))
+    assert attack_flags(result) == ["zero-gradient no-gain"]
+
+
+def test_too_short_a_walk_is_flagged() -> None:
+    network = tiny_rrdb()
+    result = PGD(network, eps=0.3, alpha=0.5 / 255, steps=10, objective=L1).run(*scene(network, 1, 12))
+    assert attack_flags(result) == ["still-rising"]
+
+
+def test_discarding_the_best_iterate_is_flagged() -> None:
+    gains, one = torch.tensor([[0.0, 1.0, 0.8]]), torch.ones(1)
+    kept = {
+        step: AttackResult(torch.zeros(1, 3, 1, 1), 0 * one, one, gains, gains, torch.tensor([step]), 0 * one)
+        for step in (1, 2)
+    }
+    assert {step: attack_flags(result) for step, result in kept.items()} == {1: [""], 2: ["best-discarded"]}
+
+
+def test_flags_are_per_image() -> None:
+    gains = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.5, 1.0]])
+    ones = torch.ones(2)
+    result = AttackResult(torch.zeros(2, 3, 1, 1), 0 * ones, ones, gains, gains, torch.tensor([1, 2]), 0 * ones)
+    assert attack_flags(result) == ["", "still-rising"]
+
+
+def records(psnr: Mapping[str, float], linf: float = 10 / 255, health: str = "", **l2: float) -> list[Record]:
+    return [
+        Record("p", "d", "m", t, image, Status.OK, psnr=p, attack_linf=linf, attack_l2=l2.get(t, 1.0), health=health)
+        for t, p in psnr.items()
+        for image in ("a", "b")
+    ]
+
+
+CASES: dict[str, tuple[list[Record], str]] = {
+    "transfer beats the attack that knows more": (
+        records({"pgd-transfer": 18.0, "pgd-eot": 18.5, "pgd-median": 17.0}),
+        "pgd-eot transfer-stronger",
+    ),
+    "another attack's transfer does not count": (records({"apgd-transfer": 18.0, "pgd-eot": 18.5}), ""),
+    "a difference within the margin": (records({"pgd-transfer": 18.0, "pgd-eot": 18.05}), ""),
+    "noise as strong": (records({"random": 20.0, "pgd": 20.05}), "pgd random-as-strong"),
+    "larger noise may do more": (records({"noise": 20.0, "cw": 25.0}, noise=1.2), ""),
+    "noise is weaker": (records({"noise": 20.0, "pgd": 15.0}), ""),
+    "not destroyed": (records({"clean": 30.0, "eps-32": 20.0}, linf=32 / 255), "eps-32 not-destroyed"),
+    "destroyed": (records({"clean": 30.0, "eps-32": 16.0}, linf=32 / 255), ""),
+    "small eps need not destroy": (records({"clean": 30.0, "eps-8": 29.0}, linf=8 / 255), ""),
+    "found while it ran": (records({"pgd": 15.0}, health="still-rising"), "pgd still-rising"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_flags_that_show_by_comparison(name: str) -> None:
+    given, expected = CASES[name]
+    found = " ".join(f"{threat} {' '.join(raised)}" for (_, threat), raised in flags(given).items())
+    assert found == expected
+    assert all(flag in FLAGS for raised in flags(given).values() for flag in raised)
+
+
+def test_cells_on_other_images_are_not_compared() -> None:
+    given = records({"pgd-transfer": 18.0, "pgd-eot": 18.5})
+    assert flags(given[:-1]) == {}
+
+
+def test_a_brightness_shift_is_what_an_attack_must_beat() -> None:
+    """The formula behind "not-destroyed"."""
+    noise = 0.05 * torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    eps = 32 / 255
+    clean, shifted = (-10 * log10(float(error.square().mean())) for error in (noise, noise + eps))
+    assert shifted == pytest.approx(-10 * log10(10 ** (-clean / 10) + eps**2), abs=0.05)

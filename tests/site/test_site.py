@@ -1,0 +1,374 @@
+"""The page against results.csv, with hostile text, and in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from benchsr.base.errors import InputError
+from benchsr.base.registry import Registry
+from benchsr.leaderboard import LeaderboardInfo
+from benchsr.leaderboard.plots import all_plots
+from benchsr.leaderboard.tables import DECIMALS, LAYOUTS
+from benchsr.models.cards import Card
+from benchsr.models.zoo import zoo
+from benchsr.results.records import Record, Status, write_results
+from benchsr.site import build_site
+from benchsr.site.build import CURVE
+from benchsr.threats.table import FIXED, THREATS
+
+IMAGES = ("astronaut", "chelsea", "coffee", "rocket")
+HOSTILE = """<script>alert("1")</script>'"&{{ 7 * 7 }}</style><img src=x onerror=alert(2)>"""
+TEXTS = dict.fromkeys(("licence", "paper", "training_data", "fine_tuning_data"), HOSTILE)
+MEAN = {"psnr": 24.0, "ssim": 0.7, "lpips": 0.25}
+
+
+MODELS = ("bicubic", "esrgan", "ad-l-fgsm", "ad-l-cw", "certsr", "esrgan-fs-aim", "compact-esrgan", "compact-certsr")
+
+
+def zoo_with_stranger() -> Registry[Card]:
+    stranger: dict[str, Any] = {
+        "id": "hostile",
+        "title": HOSTILE,
+        "family": "paper",
+        "base": "bicubic",
+        "caveats": [HOSTILE],
+        **TEXTS,
+    }
+    stranger |= {"training": {"note": [HOSTILE]}}
+    return Registry("model", {**{m: zoo()[m] for m in MODELS}, "hostile": Card.model_validate(stranger)})
+
+
+def synthetic(folder: Path, protocol: str, threats: tuple[str, ...]) -> None:
+    """A leaderboard of made-up figures with all that can go wrong: missing, failed, incomplete, infinite, flagged."""
+    rng, records = np.random.default_rng(len(protocol)), []
+    for model in zoo_with_stranger():
+        for threat in threats:
+            for image in IMAGES:
+                made = Record(protocol, "photos", model, threat, image, Status.OK, key="0" * 64)
+                if model.startswith("esrgan-fs") or threat in ("ntire", "aim"):
+                    records.append(replace(made, status=Status.UNAVAILABLE, reason=f"no weights: {HOSTILE}"))
+                    continue
+                if (model, threat, image) == ("ad-l-cw", "pgd", "rocket"):
+                    records.append(replace(made, status=Status.FAILED, reason="the model returned NaN"))
+                    continue
+                figures: dict[str, Any] = {m: float(v * (1 + 0.2 * rng.standard_normal())) for m, v in MEAN.items()}
+                if (model, threat) == ("bicubic", "clean"):
+                    figures["psnr"] = float("inf")
+                attack: dict[str, Any] = (
+                    {"attack_linf": 10 / 255, "attack_l2": 2.0} if THREATS[threat].kind == "attack" else {}
+                )
+                flag = "still-rising" if (model, threat) == ("certsr", "cw") else ""
+                records.append(replace(made, **figures, **attack, health=flag))
+    write_results(folder / protocol / "results.csv", records)
+    info = LeaderboardInfo(protocol, f"{protocol.title()}: made up", "ab" * 32, ("Data: none.",), threats, IMAGES)
+    (folder / protocol / "leaderboard.json").write_text(json.dumps(asdict(info)))
+
+
+def comparison(folder: Path) -> None:
+    """A figures.json with three plain pictures, as `benchsr figures` writes it."""
+    panels = []
+    for name, colour in {"clean": (200, 60, 60), "attacked": (60, 200, 60), "output": (60, 60, 200)}.items():
+        (folder / "scene").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), colour).save(folder / "scene" / f"{name}.png")
+        title = "Clean input" if name == "clean" else name
+        panels.append({"title": title, "caption": f"{HOSTILE} {name}", "file": f"scene/{name}.png"})
+    entry = {"title": HOSTILE, "factor": 12, "panels": panels, "png": "scene.png", "pdf": "scene.pdf"}
+    (folder / "scene.png").write_bytes((folder / "scene" / "clean.png").read_bytes())
+    (folder / "scene.pdf").write_bytes(b"%PDF")
+    (folder / "figures.json").write_text(json.dumps({"comparisons": [entry]}))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of two made-up leaderboards; beside it, in boards/, what it was made from."""
+    folder = tmp_path_factory.mktemp("site")
+    synthetic(folder / "boards", "quick", tuple(FIXED))
+    synthetic(folder / "boards", "adaptive", CURVE)
+    comparison(folder / "boards" / "quick" / "figures")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchsr.site.build.zoo", zoo_with_stranger)
+        patch.setattr("benchsr.site.build.all_plots", lambda *args: islice(all_plots(*args), 2))
+        build_site(folder / "boards", folder / "out")
+    return folder / "out"
+
+
+class Cells(HTMLParser):
+    """Every table cell with a figure: (heading of its section, row, column, metric) -> (exact value, text)."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.found: dict[tuple[str, str, str, str], tuple[str, str]] = {}
+        self.section = self.row = ""
+        self.cell: dict[str, str | None] | None = None
+        self.text = ""
+        self.scripts = 0
+        self.images: list[dict[str, str | None]] = []
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.scripts += tag == "script"
+        if tag == "img":
+            self.images.append(values)
+        if tag == "section" and "data-protocol" in values:
+            self.section = f"{values['data-protocol']}/{values['data-family']}"
+        if tag == "tr":
+            self.row = values.get("data-c") or values.get("data-name") or ""
+        if tag == "td" and "data-v" in values:
+            self.cell, self.text = values, ""
+        if tag in ("small", "abbr", "span") and self.cell is not None:
+            self.text += " "
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "td" and self.cell is not None:
+            column = self.cell.get("data-c") or self.row
+            key = (self.section, self.row.rsplit(" ", 1)[-1], str(column), str(self.cell["data-m"]))
+            assert key not in self.found
+            self.found[key] = (str(self.cell["data-v"]), self.text)
+            self.cell = None
+
+
+def means(site: Path, protocol: str) -> pd.DataFrame:
+    """Means over images recomputed from results.csv by pandas alone; NaN where an image is missing."""
+    lines = pd.read_csv(site.parent / "boards" / protocol / "results.csv")
+    lines[list(MEAN)] = lines[list(MEAN)].where(lines.status == "ok", axis=0)
+    return lines.groupby(["model", "threat"])[list(MEAN)].mean()
+
+
+@pytest.mark.parametrize("protocol", ["quick", "adaptive"])
+def test_every_figure_of_the_table_is_the_mean_of_results_csv(site: Path, protocol: str) -> None:
+    expected, seen = means(site, protocol), 0
+    want: Any
+    for (section, model, column, metric), (value, text) in Cells(site / "index.html").found.items():
+        if not section.startswith(protocol):
+            continue
+        if column.endswith("-avg"):
+            threats = LAYOUTS[column.removesuffix("-avg")].threats
+            want = np.mean(
+                [expected.loc[(model, t), metric] if (model, t) in expected.index else np.nan for t in threats]
+            )
+        else:
+            want = np.float64(expected[metric].to_dict()[model, column])
+        if np.isnan(want):
+            assert value == ""
+            assert "–" in text
+            continue
+        assert float(value) == pytest.approx(want, rel=1e-8), (section, model, column, metric)
+        shown = "∞" if np.isinf(want) else f"{want:.{DECIMALS[metric]}f}"
+        assert text.split()[0] == shown
+        seen += 1
+    complete = expected.dropna()
+    families = {c.id: 2 if c.family == "both" else 1 for c in zoo_with_stranger().values()}
+    assert seen >= sum(families[m] for m, _ in complete.index) * 3
+
+
+def test_model_pages_repeat_the_same_figures(site: Path) -> None:
+    table, found = Cells(site / "index.html").found, Cells(site / "models" / "certsr.html").found
+    assert len(found) == 3 * (len(FIXED) + 2 + len(CURVE))  # two averages
+    for (section, _, column, metric), (value, text) in found.items():
+        assert value == table[section, "certsr", column, metric][0]
+        assert text.split()[0] == table[section, "certsr", column, metric][1].split()[0]
+
+
+def test_best_and_second_are_the_two_best_complete_figures(site: Path) -> None:
+    cells = Cells(site / "index.html").found
+    column = {
+        m: (float(v), t)
+        for (s, m, c, x), (v, t) in cells.items()
+        if (s, c, x) == ("quick/paper", "fgsm", "lpips") and v
+    }
+    ranks = pd.Series({m: round(v, 3) for m, (v, _) in column.items()}).rank(method="min")
+    marks = {m: {1: "(best)", 2: "(second)"}.get(int(rank), "") for m, rank in ranks.items()}
+    assert len(ranks) > 4
+    for model, (_, text) in column.items():
+        assert [mark for mark in ("(best)", "(second)") if mark in text] == [mark for mark in [marks[model]] if mark]
+
+
+def test_incomplete_and_flagged_cells_say_so(site: Path) -> None:
+    cells = Cells(site / "index.html").found
+    assert "n = 3" in cells["quick/paper", "ad-l-cw", "pgd", "psnr"][1]
+    assert "still-rising" in cells["quick/paper", "certsr", "cw", "lpips"][1]
+    assert "no figures: " in (site / "index.html").read_text()
+
+
+def test_html_in_cards_and_reasons_is_escaped(site: Path) -> None:
+    for name in ("index.html", "models/hostile.html", "models/esrgan-fs-aim.html"):
+        page = site / name
+        parsed, text = Cells(page), page.read_text()
+        assert HOSTILE not in text
+        assert parsed.scripts == 1 + ('id="comparisons"' in text)
+        assert all(image.get("onerror") is None and image.get("src") != "x" for image in parsed.images)
+        assert "&lt;script&gt;alert" in text
+        assert "{{ 7 * 7 }}" in text
+
+
+def test_the_page_asks_nothing_of_the_network_and_links_lead_somewhere(site: Path) -> None:
+    for page in [site / "index.html", *(site / "models").glob("*.html")]:
+        text = page.read_text()
+        for address in re.findall(r'(?:src|href)="([^"#]+)', text):
+            if not address.startswith("data:"):
+                assert address.startswith("https://") or (page.parent / address).is_file(), (page, address)
+        assert not re.findall(r'<(?:link|script|img|source)[^>]+(?:src|href)="https?:', text)
+        assert "@import" not in text
+
+
+def test_a_model_with_results_at_growing_eps_gets_its_curve(site: Path) -> None:
+    assert '/curve-paper-certsr.svg"' in (site / "models" / "certsr.html").read_text()
+    assert '.svg"' not in (site / "models" / "esrgan-fs-aim.html").read_text()
+
+
+def test_no_leaderboard_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="benchsr run"):
+        build_site(tmp_path, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium with a profile of its own and no network."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("needs Chromium and its driver (Debian: chromium, chromium-driver)")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        quiet = ("no-first-run", "disable-background-networking", "disable-component-update", "disable-sync")
+        for flag in ("headless=new", "no-sandbox", "disable-gpu", *quiet, f"user-data-dir={profile}"):
+            options.add_argument(f"--{flag}")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+        try:
+            found.execute_cdp_cmd("Network.enable", {})
+            offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+            found.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
+            yield found
+        finally:
+            found.quit()
+
+
+def shown(browser: Any, column: int = -1) -> list[str]:
+    """The visible rows of the visible sheet: ids, or the sort keys of their `column`th visible cell."""
+    script = """
+        const rows = [...document.querySelectorAll(".sheet:not([hidden]) tbody tr:not([hidden])")];
+        const cells = (row) => [...row.querySelectorAll("td:not([hidden])")];
+        return rows.map((row) => arguments[0] < 0 ? row.dataset.name : cells(row)[arguments[0]].dataset.v);
+    """
+    return list(browser.execute_script(script, column))
+
+
+def choose(browser: Any, name: str, value: str) -> None:
+    """Set a control of the form as a user would, with its event."""
+    script = """
+        const field = document.getElementById("controls").elements[arguments[0]];
+        if (field.type === "checkbox") field.checked = arguments[1] === "on"; else field.value = arguments[1];
+        const one = field instanceof RadioNodeList ? field[0] : field;
+        one.dispatchEvent(new Event("input", {bubbles: true}));
+    """
+    browser.execute_script(script, name, value)
+
+
+@pytest.mark.slow
+def test_in_a_browser_everything_works_from_a_file_without_network(site: Path, browser: Any) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    browser.get((site / "index.html").as_uri())
+    count = "return document.querySelectorAll('.sheet:not([hidden]) tbody tr:first-child td:not([hidden])').length"
+    assert browser.execute_script(count) == 4 * 3  # Table 2, all metrics
+    rows = shown(browser)
+    assert len(rows) == 7
+
+    # Sorting, by keyboard: the best first, then the worst first; rows without a figure stay last.
+    button = browser.find_elements(By.CSS_SELECTOR, ".sheet:not([hidden]) thead th:not([hidden])[data-m=lpips] button")[
+        0
+    ]
+    for reverse, state in ((False, "ascending"), (True, "descending")):
+        button.send_keys(Keys.ENTER)
+        keys = shown(browser, 2)
+        numbers = [float(key) for key in keys if key]
+        assert keys[len(numbers) :] == [""] * (len(keys) - len(numbers))
+        assert numbers == sorted(numbers, reverse=reverse)
+        assert button.find_element(By.XPATH, "..").get_attribute("aria-sort") == state
+    assert "sorted by LPIPS" in browser.find_element(By.ID, "status").text
+
+    # Filters.
+    browser.find_element(By.NAME, "find").send_keys("certsr")
+    assert [row for row in shown(browser) if "certsr" not in row] == []
+    assert len(shown(browser)) == 1
+    choose(browser, "find", "")
+    choose(browser, "missing", "off")
+    assert len(shown(browser)) == 6
+    choose(browser, "metric", "lpips")
+    assert browser.execute_script(count) == 4
+    choose(browser, "threats", "pgd")
+    assert browser.execute_script(count) == 1
+    choose(browser, "family", "compact")
+    assert any("compact-certsr" in row for row in shown(browser))
+    choose(browser, "protocol", "adaptive")
+    assert browser.execute_script(count) == len(CURVE)  # no PGD here: all threats instead
+
+    # What was chosen is kept in the address.
+    address = browser.current_url
+    assert "protocol=adaptive" in address
+    browser.get("about:blank")
+    browser.get(address)
+    assert browser.execute_script(count) == len(CURVE)
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.slow
+def test_in_a_browser_the_slider_moves_and_pictures_change(site: Path, browser: Any) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import Select
+
+    browser.get((site / "index.html").as_uri())
+    cut = "return document.querySelector('.compare').style.getPropertyValue('--cut')"
+    loaded = "return [...document.querySelectorAll('.compare img')].every((image) => image.decode().then(() => true))"
+    assert browser.execute_script(cut) == "50%"
+    slider = browser.find_element(By.CSS_SELECTOR, ".compare input")
+    for _ in range(4):
+        slider.send_keys(Keys.ARROW_RIGHT)
+    assert browser.execute_script(cut) == "52%"
+    assert browser.execute_script(loaded)
+    left, right = browser.find_elements(By.CSS_SELECTOR, ".compare img")
+    assert left.get_attribute("src").endswith("clean.png")
+    assert right.get_attribute("src").endswith("output.png")
+    Select(browser.find_element(By.CSS_SELECTOR, ".pick select[name=right]")).select_by_index(1)
+    assert right.get_attribute("src").endswith("attacked.png")
+    assert HOSTILE in browser.find_element(By.CSS_SELECTOR, ".captions").text  # as text, not as HTML
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser_pages_fit_phone_and_desktop(site: Path, browser: Any, width: int, scheme: str) -> None:
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    for page in ("index.html", "models/certsr.html", "models/hostile.html"):
+        browser.get((site / page).as_uri())
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        paper = browser.execute_script("return getComputedStyle(document.documentElement).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", paper)[:3])) > 384) == (scheme == "light")
+    assert browser.get_log("browser") == []
