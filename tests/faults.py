@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from toys import photos, protocol, toy_card
+from toys import FakeLpips, photos, protocol, toy_card
 
 from benchsr.commands.run import Outcome, evaluate
 from benchsr.evaluation import worker
@@ -34,13 +34,6 @@ from benchsr.results.records import Record
 
 FIGURES = ["psnr", "ssim", "lpips", "attack_linf", "attack_l2", "loss_clean", "loss_attacked", "status", "key"]
 """Columns of results.csv that no executor, interruption or repetition may change. The others are times."""
-
-
-class FakeLpips(nn.Module):
-    """Stands in for the AlexNet metric, whose weights the tests do not download."""
-
-    def forward(self, a: Tensor, b: Tensor, **_: Any) -> Tensor:
-        return (a - b).abs().mean(dim=(1, 2, 3), keepdim=True)
 
 
 class Misbehaving(nn.Module):

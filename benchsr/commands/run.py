@@ -69,14 +69,15 @@ def evaluate(
 
     ledger = Ledger(Path(options.out) / chosen.id, chosen, environment(executor.device))
     known = ledger.open()
+    others = [zoo()[m] for m in {r.model for r in known} - {card.id for card in cards} if m in zoo()]
+    told = rows + resolve(card for card in others if availability(card)[0])
+    ledger.retire(keys_today(chosen, told, data, executor.device.type))
     done = {record.key: record for record in known if record.status is Status.OK}
     fresh = {r.key: r for cell in cells for r in cell.records if r.key not in done}
     console.print(f"{chosen.title}: {len(rows)} models x {len(threat_ids)} threats; {_counts(planned, fresh, done)}")
     _compute(cells, fresh, done, executor, ledger, options)
 
-    others = [zoo()[m] for m in {r.model for r in known} - {card.id for card in cards} if m in zoo()]
-    told = rows + resolve(card for card in others if availability(card)[0])
-    records = ledger.merge(planned, done, keys_today(chosen, told, data, executor.device.type))
+    records = ledger.merge(planned, done)
     cards_by_id = {**zoo(), **{card.id: card for card in cards}}
     write_leaderboard(ledger.folder, records, protocol=about_leaderboard(chosen, data), cards=cards_by_id)
     here = {identity(record) for record in planned}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -120,40 +120,43 @@ class Ledger:
             append_timing(self.timings, named)
         return named
 
-    def merge(
-        self, planned: Sequence[Record], done: Mapping[str, Record], today: Mapping[Identity, str]
-    ) -> list[Record]:
-        """Write the lines of this run, and those of earlier runs that still stand; returns all of them.
+    def retire(self, today: Mapping[Identity, str]) -> None:
+        """Move figures aside that were made with other weights, data or settings than today's.
 
-        `done`: records by key. `today`: (model, threat, image) -> key, for each evaluation whose key can be told today.
-        An earlier line stands where its key is today's, or today's cannot be told; other figures go into a file aside.
+        `today`: (model, threat, image) -> key, for each evaluation whose key can be told today. A line of which nothing
+        can be told, such as of a card that is not at hand, stays.
         """
         with locked(self.results):
             self._require_ours()
             known = read_ledger(self.folder) if self.results.exists() else []
-            by_key = {r.key: r for r in known if r.status is Status.OK} | dict(done)
+            told = {(model, threat) for model, threat, image in today if image}
+            outdated = [r for r in known if (r.model, r.threat) in told and today.get(identity(r)) != r.key]
+            if not outdated:
+                return
+            if figures := [record for record in outdated if record.status is Status.OK]:
+                aside = _unused(self.folder, f"results-outdated-{_stamp()}", ".csv")
+                write_results(aside, figures)
+                models = ", ".join(sorted({record.model for record in figures}))
+                log.warning(
+                    "%d figures of %s were made with other weights, data or settings than today's; they are kept as %s",
+                    *(len(figures), models, aside.name),
+                )
+            write_results(self.results, [record for record in known if record not in outdated])
+
+    def merge(self, planned: Sequence[Record], done: Mapping[str, Record]) -> list[Record]:
+        """Write the lines of this run (`done`: those that have figures, by key) beside those of others; returns all."""
+        with locked(self.results):
+            self._require_ours()
+            known = read_ledger(self.folder) if self.results.exists() else []
+            by_key = {record.key: record for record in known if record.status is Status.OK} | dict(done)
             ours = [replace(by_key.get(r.key, r), model=r.model, threat=r.threat) for r in planned]
-            mine = {identity(r) for r in ours}
-            outdated = {identity(r) for r in known if not _stands(r, today)}
-            self._keep_aside(r for r in known if r.status is Status.OK and identity(r) in outdated)
+            mine, pairs = {identity(r) for r in ours}, {(r.model, r.threat) for r in ours}
             # A model that failed or was unavailable as a whole has one line, without an image.
-            pairs = {(r.model, r.threat) for r in ours}
             earlier = [r for r in known if r.status is Status.OK or (r.model, r.threat) not in pairs]
-            records = [r for r in earlier if identity(r) not in mine | outdated] + ours
+            records = [r for r in earlier if identity(r) not in mine] + ours
             write_results(self.results, records)
             write_timings(self.timings, records)
         return records
-
-    def _keep_aside(self, records: Iterable[Record]) -> None:
-        outdated = list(records)
-        if outdated:
-            aside = _unused(self.folder, f"results-outdated-{_stamp()}", ".csv")
-            write_results(aside, outdated)
-            models = ", ".join(sorted({r.model for r in outdated}))
-            log.warning(
-                "%d figures of %s were made with other weights, data or settings than today's; they are kept as %s",
-                *(len(outdated), models, aside.name),
-            )
 
     def _name_environment(self) -> None:
         path = self.folder / "environments.json"
@@ -185,12 +188,6 @@ Identity = tuple[str, str, str]
 def identity(record: Record) -> Identity:
     """What the line is about."""
     return record.model, record.threat, record.image
-
-
-def _stands(record: Record, today: Mapping[Identity, str]) -> bool:
-    """Whether the line is one that today's plan has, or of a model or data that today's plan cannot tell about."""
-    told = any((record.model, record.threat) == key[:2] and key[2] for key in today)
-    return today.get(identity(record), "") == record.key if told else True
 
 
 def _stamp() -> str:

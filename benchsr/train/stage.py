@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchsr.base.errors import InputError
 from benchsr.base.pairs import SCALE
 from benchsr.base.rng import generators, normal_like
 from benchsr.metrics.objective import BoundObjective, Objective, per_image_mean
-from benchsr.threats.attacks import AttackResult
-from benchsr.train.adapters import adapter_rank
+from benchsr.train.adapters import adapter_rank, trained_parameters, weights_fixed
 from benchsr.train.crops import Batch
 from benchsr.train.degraders import degrade
 from benchsr.train.losses import low_pass, median, relativistic_loss
@@ -45,11 +45,6 @@ def mrs_medians(sr: Tensor, sigmas: tuple[float, ...]) -> Tensor:
         for distinct in dict.fromkeys(sigmas)
     ]
     return torch.cat([median(group) for group in groups])
-
-
-def trained_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """The parameters that training changes: of a network with adapters theirs alone."""
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def new_judge(stage: Stage) -> nn.Module:
@@ -110,12 +105,16 @@ class StageRun:
 
     def perturb(self, lr: Tensor, truth: BoundObjective, ids: list[str]) -> Tensor:
         """`lr` under the stage's threat, computed against the generator's current weights."""
-        goal, bound = self.threat.objective, None
-        if goal and truth.features is not None and goal.net == self.content.net:
-            bound = replace(truth, objective=goal)  # the truth's features serve attack and training alike
+        goal = self.threat.objective
         model = self.accelerator.unwrap_model(self.generator)
-        result = self.threat.run(model, lr, truth.hr, ids, self.seed, bound=bound)
-        return result.lr if isinstance(result, AttackResult) else result
+        if goal is None:
+            return self.threat(model, lr, truth.hr, ids, self.seed)
+        if goal.perceptual_weight and truth.features is not None and goal.net == self.content.net:
+            bound = replace(truth, objective=goal)  # the truth's features serve attack and training alike
+        else:
+            bound = goal.bind(truth.hr)
+        with weights_fixed(model):
+            return self.threat.attack(model).last_iterate(lr, bound, ids, self.seed)
 
     def _super_resolve(self, batch: Batch) -> tuple[Tensor, BoundObjective, Tensor]:
         """The generator's answers, what they should be, and what the judge takes for real."""
@@ -151,7 +150,8 @@ class StageRun:
         """Do 0-based step `k` on `batch`; returns its losses (unweighted terms), gradient norm and learning rate."""
         stage = self.stage
         rate = stage.learning_rate(k)
-        outputs, truth, reals = (self._degrade if stage.degrader else self._super_resolve)(batch)
+        with parametrize.cached():  # adapters are merged once a step, for attack and answers alike
+            outputs, truth, reals = (self._degrade if stage.degrader else self._super_resolve)(batch)
         parts = [self._content(answers, truth) for answers in outputs.chunk(len(outputs) // len(truth.hr))]
         terms = {name: torch.stack([part[name].mean() for part in parts]).mean() for name in parts[0]}
         reals, fakes = self._judged(reals), self._judged(outputs)

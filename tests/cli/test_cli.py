@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_runner import FakeLpips
-from toys import photos, protocol, toy_card
+from toys import FakeLpips, photos, protocol, toy_card
 
 from benchsr.base.errors import InputError
 from benchsr.cli.main import main, parse_settings

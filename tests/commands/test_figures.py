@@ -10,9 +10,8 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from test_runner import FakeLpips
 from torch import Tensor
-from toys import photos, protocol, toy_card
+from toys import FakeLpips, photos, protocol, toy_card
 
 from benchsr.base.errors import InputError, UnknownIdError
 from benchsr.base.pairs import Sample

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import photos, protocol, toy_card
+from toys import FakeLpips, photos, protocol, toy_card
 
 import benchsr
 from benchsr.base.errors import InputError, UnknownIdError
@@ -24,13 +24,6 @@ from benchsr.results.records import COLUMNS, Record
 from benchsr.threats.table import Threat
 
 FIGURES = ["psnr", "ssim", "lpips", "attack_linf", "attack_l2", "loss_clean", "loss_attacked"]
-
-
-class FakeLpips(nn.Module):
-    """Stands in for the AlexNet metric, whose weights the tests do not download."""
-
-    def forward(self, a: Tensor, b: Tensor, **_: Any) -> Tensor:
-        return (a - b).abs().mean(dim=(1, 2, 3), keepdim=True)
 
 
 @dataclass

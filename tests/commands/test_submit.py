@@ -8,8 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from test_runner import FakeLpips
-from toys import photos, protocol, toy_card
+from toys import FakeLpips, photos, protocol, toy_card
 from typer.testing import CliRunner
 
 from benchsr.base.errors import CardError, IntegrityError

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from toys import FakeLpips, photos, protocol, toy_card
 from typer.testing import CliRunner
 
@@ -22,7 +23,7 @@ from benchsr.evaluation.ledger import Ledger, environment, read_ledger, stored_p
 from benchsr.evaluation.options import RunOptions
 from benchsr.evaluation.plan import plan, resolve
 from benchsr.evaluation.protocol import load_protocol
-from benchsr.models.zoo import load_card
+from benchsr.models.zoo import find_weights, load_card
 from benchsr.results.records import Record, Status
 from benchsr.site import build_site
 from benchsr.threats.table import load_threat
@@ -99,9 +100,6 @@ def test_new_weights_leave_no_old_figure_in_the_board(toy: Path, tmp_path: Path)
     old = lines(tmp_path / "out" / "toy")
     run(toy, "bicubic")
     toy_card(tmp_path, "toy-a", seed=2)
-    from benchsr.models import zoo as _  # noqa: F401  # the cards' files are found anew below
-    from benchsr.models.zoo import find_weights
-
     find_weights.cache_clear()
     run(toy, card, "clean", limit=1)
     now = lines(tmp_path / "out" / "toy")
@@ -190,8 +188,6 @@ def test_known_are_those_that_are_known(toy: Path, tmp_path: Path) -> None:
         'id = "soft"\ntitle = "Smoothed"\nfamily = "compact"\nlicence = "MIT"\npaper = "none"\ntraining_data = "none"\n'
         'fine_tuning_data = "none"\nbase = "toy-a"\n[smoothing]\nn = 3\nsigma = { pgd = 0.05 }\n'
     )
-    from rich.console import Console
-
     said = Console(record=True, width=200, quiet=False, file=(tmp_path / "log").open("w"))
     models = f"{toy_card(tmp_path, 'toy-a')},{soft}"
     run(toy, models, "clean", console=said)

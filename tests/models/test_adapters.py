@@ -20,7 +20,7 @@ from benchsr.base.errors import CardError, IntegrityError
 from benchsr.models.adapters import merge_adapter
 from benchsr.models.network import load_network
 from benchsr.models.zoo import find_weights, load_card, network_key
-from benchsr.train.adapters import add_adapters, merge_adapters
+from benchsr.train.adapters import AdaptedConv2d, add_adapters, merge_adapters, weights_fixed
 from benchsr.train.crops import load_images
 from benchsr.train.loop import Job, Trainer, export
 from benchsr.train.provenance import provenance, write_provenance
@@ -62,6 +62,38 @@ def test_a_fresh_adapter_changes_nothing_and_a_merge_nothing_more() -> None:
         assert float((answer - plain).abs().max()) > 0.01
         torch.testing.assert_close(merge_adapters(changed)(lr), answer)
     assert changed.state_dict().keys() == tiny_rrdb().state_dict().keys()
+
+
+def test_gradients_are_those_of_the_parametrized_weight() -> None:
+    lr, _ = images(2, 12)
+    found = []
+    for plain in (False, True):
+        network = adapted()
+        for module in network.modules():
+            if plain and isinstance(module, AdaptedConv2d):
+                parametrized = type(module)
+                module.__class__ = type("Plain", (parametrized,), {"forward": nn.Conv2d.forward})
+        x = lr.clone().requires_grad_()
+        network(x).square().mean().backward()
+        found.append({"input": x.grad} | {name: p.grad for name, p in network.named_parameters() if p.requires_grad})
+    assert found[0].keys() == found[1].keys()
+    assert len(found[0]) > 10
+    for name, gradient in found[0].items():
+        assert gradient is not None
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(gradient, found[1][name], rtol=1e-3, atol=1e-6)
+
+
+def test_fixed_weights_get_no_gradient_and_are_trained_afterwards() -> None:
+    network = adapted()
+    before = [name for name, p in network.named_parameters() if p.requires_grad]
+    x = images(1, 12)[0].requires_grad_()
+    plain = torch.autograd.grad(network(x).square().mean(), x)[0]
+    with weights_fixed(network):
+        assert not any(p.requires_grad for p in network.parameters())
+        fixed = torch.autograd.grad(network(x).square().mean(), x)[0]
+    torch.testing.assert_close(fixed, plain)
+    assert [name for name, p in network.named_parameters() if p.requires_grad] == before
 
 
 def test_a_card_with_an_adapter_is_its_base_plus_b_a(tmp_path: Path) -> None:

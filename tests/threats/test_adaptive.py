@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import scene, tiny_rrdb
 from torch import Tensor, nn
-from toys import photos, toy_card
+from toys import FakeLpips, photos, toy_card
 
 from benchsr.base.errors import InputError
 from benchsr.base.rng import Randomised
@@ -275,13 +274,6 @@ def test_an_interval_that_holds_zero_decides_nothing() -> None:
 
 
 # The whole protocol, end to end.
-
-
-class FakeLpips(nn.Module):
-    """Stands in for the AlexNet metric, whose weights the tests do not download."""
-
-    def forward(self, a: Tensor, b: Tensor, **_: Any) -> Tensor:
-        return (a - b).abs().mean(dim=(1, 2, 3), keepdim=True)
 
 
 def test_the_protocol_runs_on_a_smoothed_model_and_its_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

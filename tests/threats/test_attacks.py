@@ -211,3 +211,13 @@ def test_bad_settings_are_refused(network: nn.Module) -> None:
     for make in (lambda: PGD(network, steps=0), lambda: PGD(network, eps=-1.0), lambda: CW(network, c=0.0)):
         with pytest.raises(InputError):
             make()
+
+
+@pytest.mark.parametrize("make", [FGSM, BIM, PGD, CW])
+def test_the_last_iterate_is_what_a_run_without_choice_returns(make: Callable[..., GradientAttack]) -> None:
+    network, (lr, hr) = tiny_rrdb(), images(1, 12)
+    atk = make(network, objective=L1, keep_best=False)
+    expected = atk.run(lr, hr, ["a"], 3).lr
+    network.train()
+    torch.testing.assert_close(atk.last_iterate(lr, L1.bind(hr), ["a"], 3), expected)
+    assert network.training
