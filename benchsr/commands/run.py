@@ -24,7 +24,7 @@ from benchsr.evaluation.executors import Executor, load_executor
 from benchsr.evaluation.ledger import _about, _kept, _now, _open_results, _read, _require_ours
 from benchsr.evaluation.plan import plan, resolve
 from benchsr.evaluation.protocol import Protocol, load_protocol, select_threats
-from benchsr.evaluation.worker import Worker
+from benchsr.evaluation.worker import Worker, slowest_first
 from benchsr.leaderboard import write_leaderboard
 from benchsr.models.cards import Card
 from benchsr.models.zoo import select_cards, zoo
@@ -63,7 +63,7 @@ def evaluate(
     seed: int | None = None,
     perceptual_net: str | None = None,
     executor: str | Executor = "local",
-    workers: int | None = None,
+    workers: int | str | None = None,
     cell_timeout: float | None = None,
     ray_address: str | None = None,
     console: Console | None = None,
@@ -109,7 +109,11 @@ def evaluate(
     )
     size = batch_size if executor.device.type == "cuda" else 1  # the CPU gains nothing from more images at once
     # Rows that come to the same figure, such as a smoothed model where its sigma is 0, share a key.
-    todo = [s for cell in cells for s in cell.shards((r for r in cell.records if fresh.get(r.key) is r), size)]
+    todo = [
+        s
+        for cell in slowest_first(cells, chosen)
+        for s in cell.shards((r for r in cell.records if fresh.get(r.key) is r), size)
+    ]
     results = folder / "results.csv"
     with _progress(console) as progress, closing(executor.run(make, todo)) as done:
         bar = progress.add_task("", total=len(fresh), visible=bool(fresh))

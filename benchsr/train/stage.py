@@ -14,7 +14,6 @@ from benchsr.base.errors import InputError
 from benchsr.base.pairs import SCALE
 from benchsr.base.rng import generators, normal_like
 from benchsr.metrics.objective import BoundObjective, Objective, per_image_mean
-from benchsr.threats.attacks import AttackResult
 from benchsr.train.adapters import adapter_rank
 from benchsr.train.crops import Batch
 from benchsr.train.degraders import degrade
@@ -114,8 +113,7 @@ class StageRun:
         if goal and truth.features is not None and goal.net == self.content.net:
             bound = replace(truth, objective=goal)  # the truth's features serve attack and training alike
         model = self.accelerator.unwrap_model(self.generator)
-        result = self.threat.run(model, lr, truth.hr, ids, self.seed, bound=bound)
-        return result.lr if isinstance(result, AttackResult) else result
+        return self.threat.run(model, lr, truth.hr, ids, self.seed, bound=bound).lr
 
     def _super_resolve(self, batch: Batch) -> tuple[Tensor, BoundObjective, Tensor]:
         """The generator's answers, what they should be, and what the judge takes for real."""
