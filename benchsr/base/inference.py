@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,15 +28,90 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+MOST_DRAWS = 7
+"""Draws of one image that a network sees at once, where they are small enough to gain by it."""
+
+DRAWN_PIXELS = 7 * 24 * 24
+"""LR pixels of all the draws that a network sees at once on the CPU, unless one draw alone has more."""
+
+
 def row_slices(n: int, device: torch.device, batch_size: int | None = None) -> Iterator[slice]:
     """Cut `n` images into the slices that are evaluated together.
 
     On the CPU always one image: its convolution kernels round differently for different batch sizes, one flipped
-    gradient sign then changes an attack, and larger batches gain nothing there for the networks of this benchmark
-    (draws of one image, 21 at once: 1.25 of the time one by one). Elsewhere `batch_size`, or all at once.
+    gradient sign then changes an attack, and images of this benchmark's size gain nothing there. Elsewhere
+    `batch_size`, or all at once.
     """
-    size = 1 if device.type == "cpu" else (batch_size or n)
+    return _cut(n, 1 if device.type == "cpu" else (batch_size or n))
+
+
+def draw_slices(n: int, lr: Tensor, most: int = MOST_DRAWS) -> Iterator[slice]:
+    """Cut `n` draws of one image `lr` (3, h, w) into the slices that are evaluated together.
+
+    On the CPU the size of `lr` alone decides, 7 up to 24 x 24 pixels, 3 at 32 x 32, 1 from 48 x 48: convolutions round
+    differently for another number of small images, so this is part of what a smoothed model is. Time a draw against
+    one by one: 0.67 at 24 x 24, 0.9 at 32 x 32, no gain from 40 x 40 on. Elsewhere `most` at once.
+    """
+    if lr.device.type == "cpu":
+        most = max(1, min(MOST_DRAWS, DRAWN_PIXELS // (lr.shape[-2] * lr.shape[-1])))
+    return _cut(n, most)
+
+
+def _cut(n: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Float32 is float32 inside: TF32, which keeps 10 of its 23 bits in products on a GPU, is off."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch computes with one thread inside: sums round differently for another number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Stopwatch:
+    """Wall-clock `seconds` of a `with` block on a device: a GPU's queue is empty when they start and when they end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds = 0.0
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def __enter__(self) -> Stopwatch:
+        self._started = self._now()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = self._now() - self._started
+
+
+def to_8bit(images: Tensor) -> Tensor:
+    """`images` in [0, 1] with every value at the nearest of 256 levels (ties: the even one), still in [0, 1]."""
+    return (images * 255).round() / 255
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """`images` in [0, 1] (values beyond are clamped) as uint8: the levels of `to_8bit`."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def pick_device(name: str, *, has_cuda: bool | None = None) -> torch.device:

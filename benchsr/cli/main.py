@@ -87,8 +87,8 @@ def run(
     perceptual_net: Annotated[str | None, typer.Option(help="vgg16 or vgg19: of the attacks' loss.")] = None,
     executor: Annotated[str, typer.Option(help="local (this machine) or ray (a Ray cluster).")] = "local",
     workers: Annotated[
-        int | None, typer.Option(help="Cells at a time, each in a process. Default: 1; with Ray one for each GPU.")
-    ] = None,
+        str, typer.Option(help="Cells at a time, each in a process; auto: as many as cores, or as GPUs.")
+    ] = "auto",
     cell_timeout: Annotated[
         float | None, typer.Option(help="Seconds for one cell; then its worker is killed and its row fails.")
     ] = None,
@@ -227,7 +227,6 @@ def attack(
     from benchsr.data.images import write_image
     from benchsr.defences.smoothing import load_model
     from benchsr.metrics.quality import psnr
-    from benchsr.threats.attacks import AttackResult
     from benchsr.threats.table import load_threat
 
     chosen = load_threat(threat, **parse_settings(settings or []))
@@ -237,14 +236,14 @@ def attack(
     lr, hr = sample.lr[None].to(target), sample.hr[None].to(target)
     with out.status(f"{chosen.spec.title} on {model}"):
         result = chosen.run(network, lr, hr, [sample.id], seed or 0)
-        attacked = result.lr if isinstance(result, AttackResult) else result
+        attacked = result.lr
         with torch.no_grad():
             sr_clean, sr = network(lr).clamp(0, 1), network(attacked).clamp(0, 1)
     sr_file = out_file.with_name(f"{out_file.stem}-sr.png")
     write_image(out_file, attacked[0].cpu())
     write_image(sr_file, sr[0].cpu())
     table = Table("", "before", "after")
-    if isinstance(result, AttackResult):
+    if result.loss_clean is not None and result.loss_attacked is not None:
         table.add_row("objective", f"{float(result.loss_clean):.4f}", f"{float(result.loss_attacked):.4f}")
     table.add_row("PSNR", f"{float(psnr(sr_clean, hr)):.2f} dB", f"{float(psnr(sr, hr)):.2f} dB")
     out.print(table)
@@ -305,10 +304,10 @@ def report(
     folder = rewrite(protocol, dataset, out_dir)
     out.print(f"Leaderboard: {folder}")
     if check is not None:
-        moved, compared = drifted(folder / "results.csv", check / folder.name / "results.csv")
+        moved, compared, new = drifted(folder / "results.csv", check / folder.name / "results.csv")
         for cell in moved:
             err.print(f"moved: {cell}", style="red", markup=False, highlight=False)
-        out.print(f"{compared} cells compared with {check / folder.name}, {len(moved)} figures moved")
+        out.print(f"{compared} cells compared with {check / folder.name}: {len(moved)} figures moved, {new} are new")
         if moved:
             raise typer.Exit(1)
 

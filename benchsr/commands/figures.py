@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from benchsr.base.errors import InputError
+from benchsr.base.errors import InputError, ModelError
 from benchsr.base.files import cache_dir, write_atomic
-from benchsr.base.inference import pick_device
+from benchsr.base.inference import one_thread, pick_device
 from benchsr.base.pairs import SCALE, Sample
 from benchsr.data.datasets import Dataset, load_dataset
 from benchsr.data.images import write_image
@@ -105,22 +105,17 @@ class Scene:
         return image[:, spans[0], spans[1]]
 
 
-class Studio(Worker):
-    """A worker that keeps the pictures: the same attacks (and cache), seeds and scores as the leaderboard's."""
-
-    def views(self, cell: Cell, image: str) -> Iterator[View]:
-        """What each model of the cell makes of one image. Raises what went wrong with it."""
-        attacked = self._attacked(cell, [image])[image]
-        if isinstance(attacked, Exception):
-            raise attacked
-        for template in (record for record in cell.records if record.image == image):
-            sr, _ = self._answers(cell, template.model, attacked)
-            record = self._score(cell, template, attacked)
-            yield View(cell.models[template.model], attacked.lr, sr[0].cpu(), record)
+def views(worker: Worker, cell: Cell, image: str) -> Iterator[View]:
+    """What each model of the cell makes of one image. Raises ModelError where that fails."""
+    (part,) = cell.shards((record for record in cell.records if record.image == image), 1)
+    for answer in worker.answers(part):
+        if answer.lr is None or answer.sr is None:
+            raise ModelError(f"{answer.record.model} under {cell.threat}: {answer.record.reason}")
+        yield View(cell.models[answer.record.model], answer.lr, answer.sr[0].cpu(), answer.record)
 
 
 def scenes(
-    studio: Studio,
+    worker: Worker,
     protocol: Protocol,
     cards: Sequence[Card],
     threats: Sequence[str],
@@ -129,11 +124,12 @@ def scenes(
 ) -> list[Scene]:
     """A scene for each image, threat and family with a model that can be had here, in that order."""
     found: dict[tuple[str, str], tuple[Sample, list[View]]] = {}
-    cells, _ = plan(protocol, resolve(cards), threats, dataset, studio.device.type)
+    cells, _ = plan(protocol, resolve(cards), threats, dataset, worker.device.type)
     for cell in cells:  # network by network: each is loaded once
         for image in (image for image in images if image in cell.samples.sources):
-            _, views = found.setdefault((image, cell.threat), (cell.samples.sample(image), []))
-            views += studio.views(cell, image)
+            found.setdefault((image, cell.threat), (cell.samples.sample(image), []))[1].extend(
+                views(worker, cell, image)
+            )
     order = {card.id: i for i, card in enumerate(cards)}
     return [
         Scene(threat, family, sample, sorted(chosen, key=lambda view: order[view.card.id]))
@@ -141,9 +137,9 @@ def scenes(
         for threat in threats
         for family in FAMILIES
         if (image, threat) in found
-        for sample, views in [found[image, threat]]
-        if family in ({view.card.family for view in views} - {"both"} or {"paper"})
-        for chosen in [[view for view in views if view.card.family in (family, "both")]]
+        for sample, made in [found[image, threat]]
+        if family in ({view.card.family for view in made} - {"both"} or {"paper"})
+        for chosen in [[view for view in made if view.card.family in (family, "both")]]
     ]
 
 
@@ -248,8 +244,9 @@ def make_figures(
     dataset = load_dataset(chosen.dataset, crop=chosen.crop).first(chosen.images)
     wanted = dataset.ids[:1] if images is None else dataset.sources.select(images)
     store = AttackCache(str(cache or cache_dir() / "attacked"))
-    studio = Studio(chosen, pick_device(device), store)
-    made = scenes(studio, chosen, select_cards(models), select_threats(threats, chosen), dataset, wanted)
+    worker = Worker(chosen, pick_device(device), store)
+    with one_thread():  # as in a run
+        made = scenes(worker, chosen, select_cards(models), select_threats(threats, chosen), dataset, wanted)
     if not made:
         raise InputError(f"none of the models {models!r} can be had here; see: benchsr list models")
     entries = [save(scene, folder / "figures") for scene in made]

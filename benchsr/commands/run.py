@@ -22,7 +22,7 @@ from benchsr.evaluation.ledger import Ledger, environment, identity
 from benchsr.evaluation.options import RunOptions
 from benchsr.evaluation.plan import Cell, keys_today, plan, resolve
 from benchsr.evaluation.protocol import Protocol, load_protocol, select_threats
-from benchsr.evaluation.worker import Worker
+from benchsr.evaluation.worker import Worker, slowest_first
 from benchsr.leaderboard import write_leaderboard
 from benchsr.models.cards import Card
 from benchsr.models.zoo import availability, select_cards, zoo
@@ -117,7 +117,11 @@ def _compute(
     )
     size = options.batch_size if executor.device.type == "cuda" else 1  # the CPU gains nothing from more images at once
     # Rows that come to the same figure, such as a smoothed model where its sigma is 0, share a key.
-    todo = [s for cell in cells for s in cell.shards((r for r in cell.records if fresh.get(r.key) is r), size)]
+    todo = [
+        shard
+        for cell in slowest_first(cells, ledger.protocol)
+        for shard in cell.shards((r for r in cell.records if fresh.get(r.key) is r), size)
+    ]
     with _progress(console) as progress, closing(executor.run(make, todo)) as answers:
         bar = progress.add_task("", total=len(fresh), visible=bool(fresh))
         for record in answers:
@@ -144,7 +148,7 @@ def run(
     seed: int | None = None,
     perceptual_net: str | None = None,
     executor: str | Executor = "local",
-    workers: int | None = None,
+    workers: int | str | None = None,
     cell_timeout: float | None = None,
     ray_address: str | None = None,
     console: Console | None = None,

@@ -14,12 +14,12 @@ from torch import nn
 
 from benchsr.base.errors import InputError
 from benchsr.base.files import sha256_file, write_atomic
+from benchsr.base.inference import full_float32
 from benchsr.data.datasets import DATASETS, Dataset, load_dataset
 from benchsr.defences.smoothing import Smoothed
 from benchsr.evaluation.protocol import Protocol
-from benchsr.metrics.quality import METRICS, lpips, psnr, ssim
+from benchsr.metrics.quality import METRICS, score
 from benchsr.models.cards import Card
-from benchsr.threats.attacks import AttackResult
 
 SIGMAS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1)
 """Candidates, in [0, 1] pixel units; 0 is no smoothing."""
@@ -53,22 +53,20 @@ def try_sigmas(
     Attacks see `network` itself, as the paper's do; LR, metrics and seed are those of `protocol`. Raises InputError for
     a threat with its own data set and for one that knows the smoothing, whose attack would differ with each sigma.
     """
-    border, colour = protocol.metrics.border, protocol.metrics.colour
     lines = []
     for threat in (protocol.threat(name) for name in threats):
         if threat.median_of:
             raise InputError(f"threat {threat.id!r} knows the smoothing; choose sigma for one that does not")
         for sample in map(data.sample, data.ids):
             lr, hr = sample.lr[None], sample.hr[None]
-            result = threat.run(network, lr, hr, [sample.id], protocol.seed)
-            attacked = result.lr if isinstance(result, AttackResult) else result
+            attacked = threat.run(network, lr, hr, [sample.id], protocol.seed).lr
             for sigma in sigmas:
-                with torch.no_grad():
+                with torch.no_grad(), full_float32():
                     smoothed = Smoothed(network, sigma, n, protocol.seed) if sigma else None
-                    sr = (smoothed(attacked, [sample.id]) if smoothed else network(attacked)).clamp(0, 1)
-                scores = psnr(sr, hr, border, colour), ssim(sr, hr, border, colour), lpips(sr, hr)
-                lines.append((threat.id, sigma, *map(float, scores)))
-    found = pd.DataFrame(lines, columns=["threat", "sigma", "psnr", "ssim", "lpips"])
+                    sr = smoothed(attacked, [sample.id]) if smoothed else network(attacked)
+                figures = {name: value.item() for name, value in score(sr, hr, protocol.metrics).items()}
+                lines.append({"threat": threat.id, "sigma": sigma, **figures})
+    found = pd.DataFrame(lines)
     return found.groupby(["threat", "sigma"], sort=False, as_index=False).mean()
 
 

@@ -15,7 +15,7 @@ import skimage
 
 from benchsr.base.downloads import extract_zip, url_file
 from benchsr.base.errors import InputError, IntegrityError, UnavailableError, UnknownIdError
-from benchsr.base.files import cache_dir, sha256_file
+from benchsr.base.files import cache_dir, locked, sha256_file
 from benchsr.base.pairs import SCALE, Sample
 from benchsr.base.registry import Registry
 from benchsr.data.images import MIN_SIDE, SUFFIXES, Boundary, bicubic_downscale, opened, read_image
@@ -131,7 +131,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Samples in order, decoded when asked for: `len(d)`, `d[i]`, `d.ids`, `d.sample(id)`.
+    """Samples in order, decoded when asked for: `len(d)`, `d[i]`, `d.ids`, `d.sample(id)`. A folder's id says so.
 
     `crop` is the side in LR pixels of a crop at the centre, cut from HR before LR is made of it, or None for whole
     images. `boundary` and `round8` are those of `bicubic_downscale`.
@@ -232,7 +232,7 @@ def load_dataset(name_or_dir: str | Path, *, crop: int | None = None) -> Dataset
         dataset = Dataset(spec.id, sources, crop, spec.boundary, spec.round8)
     elif Path(name_or_dir).is_dir():
         folder = Path(name_or_dir).resolve()
-        dataset = Dataset(folder.name, _folder(folder), crop)
+        dataset = Dataset(f"folder:{folder.name}", _folder(folder), crop)  # never the name of a data set
     else:
         try:
             DATASETS[str(name_or_dir)]
@@ -334,21 +334,24 @@ def fetch(name: str) -> Path:
     if spec.kind == "embedded":
         return next(iter(_embedded(spec).values())).hr.parent
     folder = cache_dir() / "datasets" / spec.id
-    for archive in spec.archives:
-        if (folder / archive.part).is_dir():
-            continue
-        path = url_file(
-            archive.url,
-            sha256=archive.sha256,
-            filename=f"{spec.id}-{archive.part}.zip",
-            max_bytes=archive.bytes or _MAX_ARCHIVE_BYTES,
-        )
-        if archive.bytes not in (None, path.stat().st_size):
-            raise IntegrityError(
-                f"{path} has {path.stat().st_size} bytes, not {archive.bytes}; delete it and try again"
-            )
-        unpacking = folder / f".{archive.part}.part"
-        extract_zip(path, unpacking, _MAX_UNPACKED_BYTES, _MAX_FILES)
-        unpacking.replace(folder / archive.part)
+    with locked(folder):
+        for archive in spec.archives:
+            if not (folder / archive.part).is_dir():
+                _unpack(spec, archive, folder)
     _fetched(spec)
     return folder
+
+
+def _unpack(spec: DatasetSpec, archive: Archive, folder: Path) -> None:
+    """Download an archive of `spec`, and unpack it into `folder`, whole or not at all."""
+    path = url_file(
+        archive.url,
+        sha256=archive.sha256,
+        filename=f"{spec.id}-{archive.part}.zip",
+        max_bytes=archive.bytes or _MAX_ARCHIVE_BYTES,
+    )
+    if archive.bytes not in (None, path.stat().st_size):
+        raise IntegrityError(f"{path} has {path.stat().st_size} bytes, not {archive.bytes}; delete it and try again")
+    unpacking = folder / f".{archive.part}.part"
+    extract_zip(path, unpacking, _MAX_UNPACKED_BYTES, _MAX_FILES)
+    unpacking.replace(folder / archive.part)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchsr.base.errors import InputError
 from benchsr.base.files import write_atomic
+from benchsr.base.inference import to_bytes
 from benchsr.base.pairs import SCALE
 
 Boundary = Literal["edge", "symmetric"]
@@ -123,7 +124,7 @@ def write_image(path: str | Path, image: Tensor) -> None:
         raise InputError(f"{path}: an image is float (3, H, W) without NaN; got {image.dtype} {tuple(image.shape)}")
     if Path(path).suffix.lower() != ".png":
         raise InputError(f"{path}: images are written as PNG; give a name that ends in .png")
-    pixels = (image.detach() * 255 + 0.5).floor().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    pixels = to_bytes(image.detach()).permute(1, 2, 0).cpu().numpy()
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     write_atomic(Path(path), buffer.getvalue())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchsr.base.errors import InputError
-from benchsr.base.inference import row_slices
+from benchsr.base.inference import MOST_DRAWS, draw_slices
 from benchsr.base.rng import Randomised, generator
 from benchsr.models.cards import Card, deployment
 from benchsr.models.network import load_network
@@ -26,13 +26,16 @@ class Smoothed(Randomised):
     image's draws. The noisy input is not clipped: the certificate is about Gaussian noise. For even n the median is the
     lower of the two middle draws. Raises InputError unless sigma > 0 and n >= 1.
 
-    Memory beyond one forward pass of `draws_at_once` images (one on the CPU): the n outputs of one image, 4 bytes an
-    element, and a few MB. Gradients, of the input and of parameters that require them, cost one more pass and no more
-    memory: the draws are made again, one chunk at a time, and each output element's gradient flows through the draw
-    that was its median. How the draws are cut into chunks changes nothing on the CPU, and rounding at most elsewhere.
+    Memory beyond one forward pass of one chunk of draws: the n outputs of one image, 4 bytes an element, and a few MB.
+    Gradients, of the input and of parameters that require them, cost one more pass and no more memory: the draws are
+    made again, one chunk at a time, and each output element's gradient flows through the draw that was its median.
+    On the CPU the chunks are those of `draw_slices`, the same for everyone; on a GPU `draws_at_once` go together, which
+    changes rounding at most.
     """
 
-    def __init__(self, network: nn.Module, sigma: float, n: int = 21, seed: int = 0, draws_at_once: int = 7) -> None:
+    def __init__(
+        self, network: nn.Module, sigma: float, n: int = 21, seed: int = 0, draws_at_once: int = MOST_DRAWS
+    ) -> None:
         if not sigma > 0 or n < 1:
             raise InputError(f"smoothing needs sigma > 0 and n >= 1; got sigma={sigma}, n={n}")
         super().__init__()
@@ -45,7 +48,7 @@ class Smoothed(Randomised):
     def noisy(self, x: Tensor, sample_id: str, purpose: str) -> Iterator[tuple[slice, Tensor]]:
         """The n noisy copies of one image `x` (3, h, w), in chunks (k, 3, h, w) with the numbers of their draws."""
         gen = generator(self.seed, sample_id, purpose)
-        for rows in row_slices(self.n, x.device, self.draws_at_once):
+        for rows in draw_slices(self.n, x, self.draws_at_once):
             noise = torch.stack([torch.randn(x.shape, generator=gen) for _ in range(rows.start, rows.stop)])
             yield rows, x + self.sigma * noise.to(x)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import fsspec
 import torch
@@ -17,10 +18,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from benchsr.base.errors import BenchsrError, InputError
+from benchsr.base.errors import InputError
 from benchsr.base.files import write_atomic
 
 log = logging.getLogger(__name__)
+
+_FOLDER = re.compile("[0-9a-f]{2}")
+
+_ENTRY = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}\.safetensors")
+
+_HALF = re.compile(r"([0-9a-f]{2})/\.\1[0-9a-f]{62}\.safetensors\.\w{8}\.tmp")
+"""Names that `AttackCache.put` gives, relative to the cache: of entries, and of those that are being written."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +70,17 @@ class AttackCache:
         return f"{self.root_card}/{key[:2]}/{key}.safetensors"
 
     def get(self, key: str) -> tuple[Tensor, AttackReport] | None:
-        """The attacked LR (3, h, w) float32 and its report; None where there is none, or a damaged one (logged)."""
+        """The attacked LR (3, h, w) float32 and its report; None where there is none, or one of no use (logged)."""
+        path = self.path(key)
         try:
-            return self._read(self.path(key))
+            return self._read(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
-            log.warning("cache entry %s is damaged (%s); it is computed again", self.path(key), error)
-            return None
+        except ValueError as error:
+            log.warning("cache entry %s is damaged (%s); it is computed again", path, error)
+        except Exception as error:  # each store has errors of its own, and no result needs them
+            log.warning("cache entry %s cannot be read (%s); it is computed again", path, _said(error))
+        return None
 
     def put(self, key: str, lr: Tensor, report: AttackReport) -> None:
         """Keep `lr` (3, h, w). Where that fails (disk full, read-only) say so once, and go on: no result needs it."""
@@ -84,46 +95,87 @@ class AttackCache:
                 write_atomic(path, content)
             else:  # object stores show an object once it is whole
                 self._files.pipe_file(path, content)
-        except (OSError, BenchsrError) as error:
+        except Exception as error:  # each store has errors of its own
             self._writable = False
-            log.warning("the cache %s cannot be written (%s); going on without keeping attacks", self.folder, error)
+            log.warning(
+                "the cache %s cannot be written (%s); going on without keeping attacks", self.folder, _said(error)
+            )
 
     def entries(self) -> Iterator[Entry]:
-        """All files of the cache, unfinished ones of interrupted runs included."""
-        now = time.time()
-        for path, about in self._files.find(self.root_card, detail=True).items():
-            written = about.get("mtime") or about.get("created") or about.get("LastModified") or now
-            age = now - (written if isinstance(written, float) else written.timestamp())
-            yield Entry(path, about["size"] or 0, age)
+        """All entries. Only files that bear an entry's name, in its place, are looked at: others are not ours."""
+        return (entry for entry in self._ours() if _ENTRY.fullmatch(self._name(entry.path)))
 
     def damaged(self) -> dict[str, str]:
-        """Every file that is not a whole entry under its own name, and what is wrong with it."""
+        """Every entry that is not whole under its own name, and what is wrong with it.
+
+        Raises InputError where one cannot be read.
+        """
         found = {}
         for entry in self.entries():
             try:
                 self._read(entry.path)
             except FileNotFoundError:  # taken away meanwhile
                 continue
-            except (OSError, ValueError) as error:
+            except ValueError as error:
                 found[entry.path] = str(error)
+            except Exception as error:
+                raise InputError(f"{entry.path}: cannot be read: {_said(error)}") from None
         return found
 
     def prune(self, days: float | None = None) -> list[Entry]:
-        """Delete damaged files and, if `days` is given, entries written longer ago; returns what was deleted.
+        """Delete damaged entries, what interrupted runs left half written and, if `days` is given, older entries.
 
-        Files younger than an hour that are no entries yet are left alone: another run may be writing them. Raises
-        InputError where files cannot be deleted.
+        Returns what was deleted. Half-written files younger than an hour are left alone: another run may be writing
+        them; and so is all that this cache has not made. Raises InputError where the folder holds other things and
+        no entry, and where files cannot be read or deleted.
         """
+        self._require_cache()
         damaged, gone = self.damaged(), []
-        for entry in self.entries():
-            unfinished = entry.path.endswith(".tmp") and entry.age < 3600
-            if (entry.path in damaged and not unfinished) or (days is not None and entry.age > days * 86400):
+        for entry in list(self._ours()):
+            half = _HALF.fullmatch(self._name(entry.path)) is not None
+            old = entry.age > 3600 if half else days is not None and entry.age > days * 86400
+            if old or entry.path in damaged:
                 try:
                     self._files.rm_file(entry.path)
-                except OSError as error:
-                    raise InputError(f"{entry.path}: cannot be deleted: {error.strerror or error}") from None
+                except Exception as error:
+                    raise InputError(f"{entry.path}: cannot be deleted: {_said(error)}") from None
                 gone.append(entry)
         return gone
+
+    def _ours(self) -> Iterator[Entry]:
+        """Files that bear the name of an entry or of one half written, in its place."""
+        now = time.time()
+        for folder in self._listed(self.root_card):
+            if folder["type"] != "directory" or not _FOLDER.fullmatch(self._name(folder["name"])):
+                continue
+            for about in self._listed(folder["name"]):
+                name = self._name(about["name"])
+                if about["type"] == "file" and (_ENTRY.fullmatch(name) or _HALF.fullmatch(name)):
+                    written = about.get("mtime") or about.get("created") or about.get("LastModified") or now
+                    age = now - (written if isinstance(written, float) else written.timestamp())
+                    yield Entry(about["name"], about["size"] or 0, age)
+
+    def _listed(self, folder: str) -> list[dict[str, Any]]:
+        try:
+            return list(self._files.ls(folder, detail=True))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except Exception as error:
+            raise InputError(f"cache {folder}: cannot be listed: {_said(error)}") from None
+
+    def _name(self, path: str) -> str:
+        """A path of this cache's file system relative to the cache, with forward slashes."""
+        return path.removeprefix(self.root_card).strip("/")
+
+    def _require_cache(self) -> None:
+        others = [
+            name for about in self._listed(self.root_card) if not _FOLDER.fullmatch(name := self._name(about["name"]))
+        ]
+        if others and not any(self.entries()):
+            raise InputError(
+                f"{self.folder} is no cache of attacked images: it holds {others[0]!r} and no entry; "
+                "nothing was deleted"
+            )
 
     def _read(self, path: str) -> tuple[Tensor, AttackReport]:
         """One entry. Raises ValueError saying what is wrong with it, or OSError."""
@@ -138,6 +190,10 @@ class AttackCache:
         if meta.get("sha256") != _hash(Path(path).stem, about, lr):
             raise ValueError("its content does not match its hash")
         return lr, report
+
+
+def _said(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 def _hash(key: str, about: str, lr: Tensor) -> str:

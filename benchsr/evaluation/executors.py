@@ -1,11 +1,12 @@
 """Where cells are computed: in this process, in worker processes of this machine, or by the workers of a Ray cluster.
 
-Figures do not depend on the choice: random draws hang on the image alone, and every worker computes with as many
-threads as the process that started the run, since sums round differently for another number of threads.
+Figures do not depend on the choice: random draws hang on the image alone, and every worker computes with one thread,
+since sums round differently for another number of threads.
 """
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import pickle
@@ -17,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import ceil
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,17 +26,28 @@ from typing import Any, Protocol
 import torch
 
 from benchsr.base.errors import BenchsrError, InputError, ModelError
-from benchsr.base.inference import pick_device
+from benchsr.base.inference import one_thread, pick_device
 from benchsr.base.registry import Registry
+from benchsr.evaluation.memory import own_groups
 from benchsr.evaluation.plan import Cell
-from benchsr.evaluation.worker import Worker, failed
+from benchsr.evaluation.worker import Worker, failed, reason
 from benchsr.results.records import Record
 
-MakeWorker = Callable[[torch.device], Worker]
-"""What makes a worker for a device. It and the cells must be picklable for all executors but InProcess."""
+log = logging.getLogger(__name__)
+
+
+class MakeWorker(Protocol):
+    """What makes a worker. It and the cells must be picklable for all executors but InProcess."""
+
+    def __call__(self, device: torch.device, *, share: float) -> Worker:
+        """A worker on `device`, of whose free memory it may plan with `share`, between 0 and 1."""
+
 
 ATTEMPTS = 3
 """How often a cell is given to a worker that then dies, before its evaluations fail."""
+
+START_SECONDS = 300
+"""How long a worker may take to start: it imports torch, and a cluster may first look for a machine."""
 
 
 class Executor(Protocol):
@@ -59,9 +72,10 @@ class InProcess:
 
     def run(self, make: MakeWorker, cells: Sequence[Cell]) -> Generator[Record, None, None]:
         """Yield the record of each evaluation as it is done."""
-        worker = make(self.device)
-        for cell in cells:
-            yield from worker.run(cell)
+        with one_thread():
+            worker = make(self.device, share=1.0)
+            for cell in cells:
+                yield from worker.run(cell)
 
 
 class WorkerLostError(BenchsrError):
@@ -97,28 +111,52 @@ class _Job:
     attempt: int = 1
     deadline: float = float("inf")
 
+    def answer(self, ready: bool, timeout: float | None) -> list[Record]:
+        """The records of the cell. Raises ModelError where it took too long, and WorkerLostError."""
+        if ready:
+            return self.remote.answer()
+        if self.cell:
+            raise ModelError(f"no answer within {timeout} s, the limit of one cell (--cell-timeout)")
+        raise WorkerLostError(
+            f"a worker did not start within {START_SECONDS} s; is the machine overloaded, or is there no room on the "
+            "cluster? Ask for fewer --workers"
+        )
+
 
 @dataclass(frozen=True)
 class Remotes(ABC):
-    """`workers` remote workers, each replaced when it dies or takes longer than `timeout` seconds over a cell."""
+    """`workers` remote workers, each replaced when it dies or takes longer than `timeout` seconds over a cell.
+
+    No more are started than there are cells.
+    """
 
     device: torch.device
     workers: int
     timeout: float | None = None
 
     @abstractmethod
-    def start(self, make: MakeWorker, number: int) -> Remote:
-        """Start worker `number`."""
+    def start(self, make: MakeWorker, number: int, share: float) -> Remote:
+        """Start worker `number`; `share` as for MakeWorker."""
 
     @abstractmethod
     def wait(self, pending: list[Any], seconds: float) -> list[Any]:
         """Those of `pending` that are there, after `seconds` at most."""
 
+    def share(self, workers: int) -> float:
+        """The part of its device's memory that each of so many workers may plan with."""
+        return 1 / workers
+
     def run(self, make: MakeWorker, cells: Sequence[Cell]) -> Generator[Record, None, None]:
-        """Yield the records of each cell as it is done. Raises WorkerLostError where workers cannot even be started."""
+        """Yield the records of each cell as it is done. Raises WorkerLostError where no worker can be started."""
+
+        def started(number: int, attempt: int = 1) -> _Job:
+            remote = self.start(make, number, self.share(workers))
+            return _Job(number, remote, attempt=attempt, deadline=time.monotonic() + START_SECONDS)
+
+        workers = min(self.workers, len(cells))
         todo = deque((cell, 1) for cell in cells)
         idle: list[_Job] = []
-        busy = [_Job(n, self.start(make, n)) for n in range(min(self.workers, len(cells)))]
+        busy = [started(number) for number in range(workers)]
         try:
             while todo or any(job.cell for job in busy):
                 while todo and idle:
@@ -128,26 +166,26 @@ class Remotes(ABC):
                     job.remote.send(job.cell)
                     busy.append(job)
                 ready = self.wait([job.remote.pending for job in busy], min(1.0, self.timeout or 1.0) / 2)
-                overdue = ModelError(f"no answer within {self.timeout} s, the limit of one cell (--cell-timeout)")
                 now = time.monotonic()
                 for job in [job for job in busy if job.remote.pending in ready or now > job.deadline]:
                     busy.remove(job)
+                    records: list[Record] = []
                     try:
-                        if job.remote.pending not in ready:
-                            raise overdue
-                        records = job.remote.answer()
+                        records = job.answer(job.remote.pending in ready, self.timeout)
                         idle.append(_Job(job.number, job.remote))
                     except BenchsrError as error:
                         job.remote.stop()
-                        again, records = job.attempt < ATTEMPTS and error is not overdue, []
+                        again = job.attempt < ATTEMPTS and job.remote.pending in ready
                         if job.cell and again:
                             todo.appendleft((job.cell, job.attempt + 1))
                         elif job.cell:
-                            records = [failed(record, error) for record in job.cell.records]
-                        elif not again:  # not even an empty worker can be started
+                            records = [failed(record, reason(error)) for record in job.cell.records]
+                        elif not again and (busy or idle):
+                            log.warning("%s; going on with fewer workers", error)
+                            continue
+                        elif not again:
                             raise
-                        starts = 1 if job.cell else job.attempt + 1
-                        busy.append(_Job(job.number, self.start(make, job.number), attempt=starts))
+                        busy.append(started(job.number, 1 if job.cell else job.attempt + 1))
                     yield from records
         finally:
             for job in [*idle, *busy]:
@@ -157,11 +195,10 @@ class Remotes(ABC):
 class _Process(Remote):
     """A worker in a process of its own. `pending` is our end of the pipe to it."""
 
-    def __init__(self, make: MakeWorker, device: torch.device) -> None:
+    def __init__(self, make: MakeWorker, device: torch.device, share: float) -> None:
         spawn = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
         self.pending, theirs = spawn.Pipe()
-        arguments = (theirs, make, device, torch.get_num_threads())
-        self._process = spawn.Process(target=_serve, args=arguments, daemon=True)
+        self._process = spawn.Process(target=_serve, args=(theirs, make, device, share), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -188,12 +225,12 @@ class _Process(Remote):
         self.pending.close()
 
 
-def _serve(pipe: Connection, make: MakeWorker, device: torch.device, threads: int) -> None:
+def _serve(pipe: Connection, make: MakeWorker, device: torch.device, share: float) -> None:
     """A worker process: answer cells until the run is over, or gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which then stops its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    worker = make(device)
+    torch.set_num_threads(1)
+    worker = make(device, share=share)
     with suppress(EOFError, OSError):
         pipe.send([])
         while True:
@@ -210,13 +247,22 @@ def _end_with_parent() -> None:
 
 @dataclass(frozen=True)
 class Processes(Remotes):
-    """Worker processes on this machine; they share its GPUs in turn."""
+    """Worker processes on this machine; they share its GPUs in turn. A single cell is computed in this process."""
 
-    def start(self, make: MakeWorker, number: int) -> Remote:
+    def run(self, make: MakeWorker, cells: Sequence[Cell]) -> Generator[Record, None, None]:
+        """Yield the records of each cell as it is done. Raises WorkerLostError where no worker can be started."""
+        alone = len(cells) == 1 < self.workers and self.timeout is None  # not worth the start of a process
+        return InProcess(self.device).run(make, cells) if alone else super().run(make, cells)
+
+    def start(self, make: MakeWorker, number: int, share: float) -> Remote:
         """Start a process."""
         gpu = self.device.type == "cuda"
         device = torch.device("cuda", number % torch.cuda.device_count()) if gpu else self.device
-        return _Process(make, device)
+        return _Process(make, device, share)
+
+    def share(self, workers: int) -> float:
+        """Of this machine's memory; or of a GPU's, among those on one GPU."""
+        return 1 / (ceil(workers / torch.cuda.device_count()) if self.device.type == "cuda" else workers)
 
     def wait(self, pending: list[Any], seconds: float) -> list[Any]:
         """Those pipes that hold an answer, or whose process is dead."""
@@ -226,13 +272,12 @@ class Processes(Remotes):
 class _Actor(Remote):
     """A worker that is a Ray actor. `pending` is the reference of its answer."""
 
-    def __init__(self, make: MakeWorker, device: torch.device) -> None:
+    def __init__(self, make: MakeWorker, device: torch.device, share: float) -> None:
         import ray
 
-        threads = torch.get_num_threads()
         self._ray: Any = ray
         unit = self._ray.remote(**{"num_gpus" if device.type == "cuda" else "num_cpus": 1})
-        self._actor = unit(_RayWorker).remote(make, device, threads, str(Path.cwd()))
+        self._actor = unit(_RayWorker).remote(make, device, share, str(Path.cwd()))
         self.pending = self._actor.ready.remote()
 
     def send(self, cell: Cell) -> None:
@@ -255,11 +300,11 @@ class _Actor(Remote):
 class _RayWorker:
     """What runs inside of a Ray actor: one Worker, and so one load of each network's weights."""
 
-    def __init__(self, make: MakeWorker, device: torch.device, threads: int, folder: str) -> None:
+    def __init__(self, make: MakeWorker, device: torch.device, share: float, folder: str) -> None:
         with suppress(OSError):  # relative paths mean what they mean to the run, where its folder is shared
             os.chdir(folder)
-        torch.set_num_threads(threads)
-        self.worker = make(device)
+        torch.set_num_threads(1)
+        self.worker = make(device, share=share)
 
     def ready(self) -> list[Record]:
         """Nothing, once the worker is there."""
@@ -274,9 +319,13 @@ class _RayWorker:
 class RayCluster(Remotes):
     """Ray actors, each on one GPU (or one CPU core of a cluster without), of a cluster or of this machine."""
 
-    def start(self, make: MakeWorker, number: int) -> Remote:
+    def start(self, make: MakeWorker, number: int, share: float) -> Remote:
         """Start an actor, wherever the cluster has room."""
-        return _Actor(make, self.device)
+        return _Actor(make, self.device, share)
+
+    def share(self, workers: int) -> float:
+        """All of a GPU, which a worker has to itself; of a machine's memory as if all workers were on that machine."""
+        return 1.0 if self.device.type == "cuda" else 1 / workers
 
     def wait(self, pending: list[Any], seconds: float) -> list[Any]:
         """The first answer that has come, or never will."""
@@ -285,13 +334,27 @@ class RayCluster(Remotes):
         return list(ray.wait(pending, timeout=seconds)[0])
 
 
+def usable_cores(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Cores that this process may use: those that it may run on, or fewer where its control groups bound its time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for folder, _ in own_groups(root, own):
+        with suppress(OSError, ValueError):
+            if (folder / "cpu.max").is_file():
+                quota, period = (folder / "cpu.max").read_text().split()  # "max": as much as there is
+            else:
+                quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            if float(quota) > 0:
+                cores = min(cores, max(1, ceil(float(quota) / float(period))))
+    return cores
+
+
 def _local(device: str, workers: int | None, timeout: float | None, address: str | None) -> Executor:
     if address is not None:
         raise InputError("--ray-address goes with --executor ray")
     chosen = pick_device(device)
-    if workers in (None, 1) and timeout is None:
-        return InProcess(chosen)
-    return Processes(chosen, workers or 1, timeout)
+    if workers is None:
+        workers = torch.cuda.device_count() if chosen.type == "cuda" else usable_cores()
+    return InProcess(chosen) if workers == 1 and timeout is None else Processes(chosen, workers, timeout)
 
 
 def _ray(device: str, workers: int | None, timeout: float | None, address: str | None) -> Executor:
@@ -318,18 +381,21 @@ EXECUTORS: Registry[Callable[[str, int | None, float | None, str | None], Execut
 def load_executor(
     name: str = "local",
     device: str = "auto",
-    workers: int | None = None,
+    workers: int | str | None = None,
     timeout: float | None = None,
     address: str | None = None,
 ) -> Executor:
     """The executor "local" or "ray" on `device` ("auto", "cpu", "cuda").
 
-    `workers`: how many cells at a time; by default 1 locally, and as many as Ray has GPUs (or cores). `timeout`:
-    seconds for one cell, after which its worker is killed and its evaluations fail. `address`: of a Ray cluster, as
-    `ray.init` takes it; by default one is started on this machine. Raises InputError, or UnknownIdError.
+    `workers`: how many cells at a time; "auto": as many as there are cores (or GPUs); by default 1 locally, in this
+    process, since others import the main module, which must then be guarded; with Ray "auto". `timeout`: seconds for
+    one cell, after which its worker is killed and its evaluations fail. `address`: of a Ray cluster, as `ray.init`
+    takes it; by default one is started on this machine. Raises InputError, or UnknownIdError.
     """
-    if workers is not None and workers < 1:
-        raise InputError(f"--workers must be at least 1; got {workers}")
+    if workers is None:
+        workers = "auto" if name == "ray" else 1
+    if workers != "auto" and not (str(workers).isdecimal() and int(workers) >= 1):
+        raise InputError(f"--workers must be auto, or at least 1; got {workers}")
     if timeout is not None and not timeout > 0:
         raise InputError(f"--cell-timeout must be positive; got {timeout}")
-    return EXECUTORS[name](device, workers, timeout, address)
+    return EXECUTORS[name](device, None if workers == "auto" else int(workers), timeout, address)

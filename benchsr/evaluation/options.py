@@ -26,7 +26,7 @@ class RunOptions:
     seed: int | None = None
     perceptual_net: str | None = None
     executor: str | Executor = "local"
-    workers: int | None = None
+    workers: int | str | None = None
     cell_timeout: float | None = None
     ray_address: str | None = None
     console: Console | None = None

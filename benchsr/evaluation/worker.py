@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchsr.base.errors import BenchsrError, ModelError
-from benchsr.base.inference import Autocast, checkpoint_blocks
+from benchsr.base.inference import Autocast, Stopwatch, checkpoint_blocks, full_float32, to_8bit
 from benchsr.base.pairs import Sample
 from benchsr.base.rng import Randomised
 from benchsr.defences.smoothing import Smoothed, smoothed_for
@@ -19,15 +19,43 @@ from benchsr.evaluation.memory import MOST, PROBE_SIDE, Plan, bytes_per_pixel, f
 from benchsr.evaluation.plan import Cell
 from benchsr.evaluation.protocol import Protocol
 from benchsr.metrics.objective import BoundObjective, Objective
-from benchsr.metrics.quality import lpips, psnr, ssim
-from benchsr.models.network import load_network
+from benchsr.metrics.quality import score
+from benchsr.models.cards import sigma_for
+from benchsr.models.network import load_network, network_bytes
+from benchsr.models.zoo import network_key
 from benchsr.results.records import Record, Status
 from benchsr.threats.attacks import AttackResult
 from benchsr.threats.health import attack_flags
 from benchsr.threats.table import Threat
 
-FEATURES_KEPT = 64
-"""Images whose perceptual features of the truth are kept between attacks and networks."""
+FEATURES = 0.1
+"""Share of a worker's memory that may hold the truth's perceptual features: 100 whole DIV2K images take 2.2 GB."""
+
+SCORING = Objective(perceptual_weight=0.0)
+"""What memory for super-resolution alone is planned with: a bound, since no gradient is taken there."""
+
+
+def slowest_first(cells: Sequence[Cell], protocol: Protocol) -> list[Cell]:
+    """The order in which workers finish together and load few networks: those of large networks, and of long attacks.
+
+    How long they take is guessed from the size of the weights and the passes through the network.
+    """
+
+    def passes(cell: Cell) -> int:
+        threat, steps = protocol.threat(cell.threat), 0
+        if threat.objective:  # forward and back takes three times as long as forward
+            counts = (int(threat.settings.get(name, 1)) for name in ("steps", "restarts", "draws"))
+            steps = 3 * math.prod(counts) * max(1, threat.median_of)
+        drawn = (
+            card.smoothing.n if card.smoothing and sigma_for(card, threat.like) else 0 for card in cell.models.values()
+        )
+        return steps + sum(protocol.evaluations * n or 1 for n in drawn)
+
+    def cost(cell: Cell) -> tuple[int, str, int]:
+        card = cell.network_card
+        return network_bytes(card), network_key(card), passes(cell) * len(cell.attack_keys)
+
+    return sorted(cells, key=cost, reverse=True)
 
 
 @dataclass(frozen=True)
@@ -39,10 +67,27 @@ class Attacked:
     report: AttackReport
 
 
-def failed(template: Record, error: Exception) -> Record:
-    """The record of an evaluation that went wrong, with its reason on one line."""
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a model made of one image: its line of results, and unless that failed, LR and SR.
+
+    `lr` (3, h, w) is what the model saw, `sr` (k, 3, 4h, 4w) its answer in [0, 1] in each of k evaluations.
+    """
+
+    record: Record
+    lr: Tensor | None = None
+    sr: Tensor | None = None
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, on one line. The error itself is not kept: its traceback holds every tensor on its way."""
     text = str(error) if isinstance(error, BenchsrError) else f"{type(error).__name__}: {error}"
-    return replace(template, status=Status.FAILED, reason=" ".join(text.split())[:500])
+    return " ".join(text.split())[:500]
+
+
+def failed(template: Record, why: str) -> Record:
+    """The record of an evaluation that went wrong."""
+    return replace(template, status=Status.FAILED, reason=why)
 
 
 def verify(threat: Threat, clean: Tensor, attacked: Tensor, rounding: float) -> None:
@@ -57,7 +102,8 @@ def verify(threat: Threat, clean: Tensor, attacked: Tensor, rounding: float) -> 
 class Worker:
     """Computes cells on one device. It keeps the current network, and the truth's features between attacks.
 
-    `memory_budget`: bytes that an attack may take, by default most of what is free when it starts.
+    `memory_budget`: bytes that an attack may take, by default its `share` of most of what is free when it starts.
+    Networks compute in full float32, but for the protocol's precision inside attacks.
     """
 
     def __init__(
@@ -67,18 +113,26 @@ class Worker:
         cache: AttackCache,
         batch_size: int = 8,
         memory_budget: float | None = None,
+        *,
+        share: float = 1.0,
     ) -> None:
         self.protocol = protocol
         self.device = device
         self.cache = cache
         self.batch_size = batch_size
         self.memory_budget = memory_budget
+        self.share = share
         self._network: tuple[str, nn.Module] | None = None
-        self._features: dict[tuple[str, Objective], Tensor | None] = {}
+        self._features: dict[tuple[str, str], Tensor] = {}
+        self._features_room: float | None = None
         self._bytes_per_pixel: dict[tuple[str, Objective], float] = {}
 
     def run(self, cell: Cell) -> Iterator[Record]:
         """Compute the records of `cell`, and yield each as it is done; what goes wrong becomes its reason."""
+        return (answer.record for answer in self.answers(cell))
+
+    def answers(self, cell: Cell) -> Iterator[Answer]:
+        """What the models of `cell` make of its images, one by one, each with its record."""
         by_image: dict[str, list[Record]] = {}
         for template in cell.records:
             by_image.setdefault(template.image, []).append(template)
@@ -86,15 +140,18 @@ class Worker:
         for start in range(0, len(images), self.batch_size):
             for image, attacked in self._attacked(cell, images[start : start + self.batch_size]).items():
                 for template in by_image[image]:
+                    if isinstance(attacked, str):
+                        yield Answer(failed(template, attacked))
+                        continue
                     try:
-                        if isinstance(attacked, Exception):
-                            raise attacked
-                        yield self._score(cell, template, attacked)
+                        answer = self._score(cell, template, attacked)
                     except Exception as error:  # a stranger's model may raise anything: its row says what
-                        yield failed(template, error)
+                        answer = Answer(failed(template, reason(error)))
+                    yield answer
 
-    def _attacked(self, cell: Cell, images: Sequence[str]) -> dict[str, Attacked | Exception]:
-        done: dict[str, Attacked | Exception] = dict.fromkeys(images, ModelError("not attacked"))
+    def _attacked(self, cell: Cell, images: Sequence[str]) -> dict[str, Attacked | str]:
+        """Each image after the threat, or the reason why not."""
+        done: dict[str, Attacked | str] = dict.fromkeys(images, "not attacked")
         by_shape: dict[torch.Size, list[Sample]] = {}
         for image in images:
             try:
@@ -105,18 +162,18 @@ class Worker:
                 else:
                     done[image] = Attacked(sample, *hit)
             except Exception as error:
-                done[image] = error
+                done[image] = reason(error)
         for samples in by_shape.values():
             done |= self._attack(cell, samples)
         return done
 
-    def _attack(self, cell: Cell, samples: list[Sample]) -> dict[str, Attacked | Exception]:
+    def _attack(self, cell: Cell, samples: list[Sample]) -> dict[str, Attacked | str]:
         """Attack images of one shape together; when that fails halve the batch, until only the culprit fails."""
         try:
             return {a.sample.id: a for a in self._attack_batch(cell, samples)}
         except Exception as error:  # out of memory, or one image's own trouble
             if len(samples) == 1:
-                return {samples[0].id: error}
+                return {samples[0].id: reason(error)}
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         half = len(samples) // 2
@@ -126,39 +183,44 @@ class Worker:
         threat = self.protocol.threat(cell.threat)
         lr = self._to_device([s.lr for s in samples])
         hr = self._to_device([s.hr for s in samples])
-        ids = [s.id for s in samples]
-        result: AttackResult | Tensor = lr
-        size = len(samples)
-        bound = self._bound(cell, samples, hr, threat.objective) if threat.objective else None
-        network = self._load(cell) if threat.objective else nn.Identity()
-        if self.protocol.precision == "bf16":
-            network = Autocast(network)
+        with full_float32():
+            result, seconds = self._result(cell, threat, samples, lr, hr)
+        clean, raised = (_listed(losses, len(samples)) for losses in (result.loss_clean, result.loss_attacked))
+        flags = attack_flags(result)
+        attacked = result.lr.cpu()
+        if self.protocol.quantise_lr:
+            attacked = to_8bit(attacked)
+        done = []
+        for i, sample in enumerate(samples):
+            verify(threat, sample.lr, attacked[i], rounding=0.5 / 255 if self.protocol.quantise_lr else 0.0)
+            report = AttackReport(seconds / len(samples), clean[i], raised[i], flags[i])
+            done.append(Attacked(sample, attacked[i], report))
+            self.cache.put(cell.attack_keys[sample.id], attacked[i], report)
+        return done
+
+    def _result(
+        self, cell: Cell, threat: Threat, samples: Sequence[Sample], lr: Tensor, hr: Tensor
+    ) -> tuple[AttackResult, float]:
+        """What `threat` makes of images on the device, and the seconds that it took for all of them."""
+        if threat.spec.kind == "dataset":
+            return AttackResult(lr, None, None), 0.0
+        network: nn.Module = nn.Identity()
+        bound, size = None, len(samples)
         if threat.objective:
+            bound = self._bound(cell, samples, hr, threat.objective)
+            plain = self._load(cell)
+            network = Autocast(plain) if self.protocol.precision == "bf16" else plain
             plan = self._plan(cell, network, threat.objective, lr)
-            checkpoint_blocks(self._load(cell), plan.checkpoint)
+            checkpoint_blocks(plain, plan.checkpoint)
             size = plan.batch_size
         if threat.median_of:  # the attack knows the smoothing, which all models of the cell share
             network = smoothed_for(cell.network_card, threat.like, network, self.protocol.seed, threat.median_of)
         if isinstance(network, Smoothed):
             network.draws_at_once = min(network.draws_at_once, size)
-        started = time.perf_counter()
-        if threat.spec.kind != "dataset":
+        with Stopwatch(self.device) as watch:
+            ids = [s.id for s in samples]
             result = threat.run(network, lr, hr, ids, self.protocol.seed, bound=bound, batch_size=size)
-        found: list[tuple[float | None, float | None, str]] = [(None, None, "")] * len(samples)
-        if isinstance(result, AttackResult):
-            flags = attack_flags(result)
-            found = list(zip(result.loss_clean.tolist(), result.loss_attacked.tolist(), flags, strict=True))
-            result = result.lr
-        attacked = result.cpu()
-        seconds = (time.perf_counter() - started) / len(samples)
-        if self.protocol.quantise_lr:
-            attacked = (attacked * 255).round() / 255
-        done = []
-        for i, sample in enumerate(samples):
-            verify(threat, sample.lr, attacked[i], rounding=0.5 / 255 if self.protocol.quantise_lr else 0.0)
-            done.append(Attacked(sample, attacked[i], AttackReport(seconds, *found[i])))
-            self.cache.put(cell.attack_keys[sample.id], attacked[i], done[-1].report)
-        return done
+        return result, watch.seconds
 
     def _to_device(self, images: Sequence[Tensor]) -> Tensor:
         batch = torch.stack(list(images))
@@ -166,72 +228,98 @@ class Worker:
             return batch
         return batch.pin_memory().to(self.device, non_blocking=True)  # work is queued while the copy is under way
 
+    def _budget(self) -> float:
+        """Bytes that may be taken now."""
+        if self.memory_budget is not None:
+            return self.memory_budget
+        return self.share * MOST * free_bytes(self.device)
+
     def _plan(self, cell: Cell, network: nn.Module, objective: Objective, lr: Tensor) -> Plan:
         """How to attack the images `lr` with `network`, the cell's as attacks see it, within the memory budget."""
-        key, (height, width) = (cell.network_card.id, objective), lr.shape[2:]
+        key, (height, width) = (network_key(cell.network_card), objective), lr.shape[2:]
         if key not in self._bytes_per_pixel:
             checkpoint_blocks(self._load(cell), active=False)
             side = min(PROBE_SIDE, height, width)
             self._bytes_per_pixel[key] = bytes_per_pixel(network, objective, self.device, side)
-        budget = MOST * free_bytes(self.device) if self.memory_budget is None else self.memory_budget
-        return plan_batch(self._bytes_per_pixel[key], height * width, self.batch_size, budget)
+        return plan_batch(self._bytes_per_pixel[key], height * width, self.batch_size, self._budget())
 
-    def _answers(self, cell: Cell, model_id: str, attacked: Attacked) -> tuple[Tensor, float]:
+    def _model(self, cell: Cell, model_id: str, lr: Tensor) -> nn.Module:
+        """A model of the cell as it is deployed against the threat, for the image `lr` (1, 3, h, w)."""
+        threat, network = self.protocol.threat(cell.threat), self._load(cell)
+        model = smoothed_for(cell.models[model_id], threat.like, network, self.protocol.seed)
+        if isinstance(model, Smoothed) and self.device.type != "cpu":  # whose chunks are fixed
+            model.draws_at_once = self._plan(cell, network, SCORING, lr).batch_size
+        return model
+
+    def _super_resolve(self, cell: Cell, model_id: str, attacked: Attacked) -> tuple[Tensor, float]:
         """What a model makes of an attacked image, (k, 3, 4h, 4w) in [0, 1] for k evaluations, and seconds for each."""
-        threat, sample = self.protocol.threat(cell.threat), attacked.sample
-        model = smoothed_for(cell.models[model_id], threat.like, self._load(cell), self.protocol.seed)
-        x = attacked.lr[None].to(self.device)
-        started = time.perf_counter()
-        with torch.no_grad():
+        sample, x = attacked.sample, attacked.lr[None].to(self.device)
+        model = self._model(cell, model_id, x)
+        with torch.no_grad(), full_float32(), Stopwatch(self.device) as watch:
             if isinstance(model, Randomised):
                 answers = [model(x, [sample.id], f"evaluation-{k}") for k in range(self.protocol.evaluations)]
             else:
                 answers = [model(x)]
-        seconds = (time.perf_counter() - started) / len(answers)
         expected = (1, *sample.hr.shape)
         if answers[0].shape != expected:
             raise ModelError(f"the model turned {tuple(x.shape)} into {tuple(answers[0].shape)}, not {expected}")
         sr = torch.cat(answers).float()
         if not bool(torch.isfinite(sr).all()):
             raise ModelError("the model returned NaN or infinite values")
-        return sr.clamp(0, 1), seconds
+        return sr.clamp(0, 1), watch.seconds / len(answers)
 
-    def _score(self, cell: Cell, template: Record, attacked: Attacked) -> Record:
-        sample, settings = attacked.sample, self.protocol.metrics
-        sr, seconds = self._answers(cell, template.model, attacked)
+    def _score(self, cell: Cell, template: Record, attacked: Attacked) -> Answer:
+        sample, report = attacked.sample, attacked.report
+        sr, seconds = self._super_resolve(cell, template.model, attacked)
         hr = sample.hr[None].to(self.device).expand_as(sr)
-        rounded = (sr * 255).round() / 255 if settings.quantise_sr else sr
+        figures = {name: values.mean().item() for name, values in score(sr, hr, self.protocol.metrics).items()}
         paired = self.protocol.threat(cell.threat).spec.kind == "dataset"
         delta = (attacked.lr - sample.lr).double()
-        return replace(
+        record = replace(
             template,
-            psnr=float(psnr(rounded, hr, settings.border, settings.colour).mean()),
-            ssim=float(ssim(rounded, hr, settings.border, settings.colour).mean()),
-            lpips=float(lpips(sr, hr).mean()),
+            psnr=figures["psnr"],
+            ssim=figures["ssim"],
+            lpips=figures["lpips"],
             attack_linf=None if paired else float(delta.abs().max()),
             attack_l2=None if paired else float(delta.norm()),
-            loss_clean=attacked.report.loss_clean,
-            loss_attacked=attacked.report.loss_attacked,
-            seconds_attack=attacked.report.seconds,
+            loss_clean=report.loss_clean,
+            loss_attacked=report.loss_attacked,
+            seconds_attack=report.seconds,
             seconds_sr=seconds,
-            health=attacked.report.health,
+            health=report.health,
         )
+        return Answer(record, attacked.lr, sr)
 
     def _load(self, cell: Cell) -> nn.Module:
         card = cell.network_card
-        if self._network is None or self._network[0] != card.id:
+        key = network_key(card)  # two cards may bear one id
+        if self._network is None or self._network[0] != key:
             self._network = None  # frees the last one before the next is loaded
-            self._network = (card.id, load_network(card, device=self.device))
+            self._network = (key, load_network(card, device=self.device))
         return self._network[1]
 
     def _bound(self, cell: Cell, samples: Sequence[Sample], hr: Tensor, objective: Objective) -> BoundObjective:
-        parts = []
+        if not objective.perceptual_weight:
+            return objective.bind(hr)
+        rows = []
         for i, sample in enumerate(samples):
-            key = (cell.samples.sample_key(sample.id), objective)
-            if key not in self._features:
-                self._features[key] = objective.bind(hr[i : i + 1]).features
-                if len(self._features) > FEATURES_KEPT:
-                    del self._features[next(iter(self._features))]
-            parts.append(self._features[key])
-        features = [part for part in parts if part is not None]
-        return BoundObjective(objective, hr, torch.cat(features) if features else None)
+            key = (cell.samples.sample_key(sample.id), objective.net)
+            features = self._features.get(key)
+            if features is None:
+                with torch.no_grad(), full_float32():
+                    features = objective.features(hr[i : i + 1])
+                self._keep_features(key, features)
+            rows.append(features)
+        return BoundObjective(objective, hr, torch.cat(rows))
+
+    def _keep_features(self, key: tuple[str, str], features: Tensor) -> None:
+        """Keep features while there is room. A run goes through its images again and again: the first to come stay."""
+        if self._features_room is None:
+            self._features_room = FEATURES * self._budget()
+        if features.nbytes <= self._features_room:
+            self._features_room -= features.nbytes
+            self._features[key] = features
+
+
+def _listed(values: Tensor | None, n: int) -> list[float | None]:
+    return [None] * n if values is None else [float(value) for value in values]

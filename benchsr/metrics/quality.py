@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from benchsr.base.errors import InputError
+from benchsr.base.inference import full_float32, to_8bit
 from benchsr.base.registry import Registry
 from benchsr.base.schema import Table
 from benchsr.metrics.perceptual import lpips_net
@@ -57,9 +58,35 @@ def lpips(sr: Tensor, hr: Tensor) -> Tensor:
     """
     sr, hr = _comparable(sr.clamp(0, 1), hr, smallest=LPIPS_MIN_SIDE)
     net = lpips_net().to(sr.device)
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with torch.no_grad(), full_float32():
         scores = [net(2 * a[None].float() - 1, 2 * b[None].float() - 1) for a, b in zip(sr, hr, strict=True)]
     return torch.stack(scores).flatten().double()
+
+
+class ScoreSettings(Protocol):
+    """What `score` must know: pixels of the border left out, colour space, whether SR is rounded to 8 bit first."""
+
+    @property
+    def border(self) -> int: ...  # noqa: D102
+    @property
+    def colour(self) -> Colour: ...  # noqa: D102
+    @property
+    def quantise_sr(self) -> bool: ...  # noqa: D102
+
+
+def score(sr: Tensor, hr: Tensor, settings: ScoreSettings) -> dict[str, Tensor]:
+    """All figures of `sr` against `hr`, both (N, 3, H, W): {"psnr": (N,), "ssim": (N,), "lpips": (N,)}, float64.
+
+    `sr` is clamped to [0, 1]. PSNR and SSIM follow `settings`; LPIPS sees the whole image, unrounded. Raises what they
+    raise.
+    """
+    sr = sr.clamp(0, 1)
+    seen = to_8bit(sr) if settings.quantise_sr else sr
+    return {
+        "psnr": psnr(seen, hr, settings.border, settings.colour),
+        "ssim": ssim(seen, hr, settings.border, settings.colour),
+        "lpips": lpips(sr, hr),
+    }
 
 
 def _comparable(

@@ -26,6 +26,18 @@ from benchsr.models.zoo import Found, find_weights, load_card, root_card
 MAX_PARAMETERS = 1 << 28
 
 
+def network_bytes(card: Card) -> int:
+    """Size of the files of a card's network, those of the network that an adapter changes included; 0 without weights.
+
+    Raises as `network_key` does.
+    """
+    root = root_card(card)
+    if not root.weights:
+        return 0
+    found = find_weights(root.weights, root._folder)
+    return sum(file.stat().st_size for file in found.files) + (network_bytes(found.base) if found.base else 0)
+
+
 def _read_safetensors(files: tuple[Path, ...]) -> dict[str, Any]:
     try:
         return safetensors.torch.load_file(files[0])

@@ -38,7 +38,8 @@ def drift(fresh: Sequence[Record], committed: Sequence[Record]) -> tuple[list[Mo
     """Cells that moved, and how many could be compared.
 
     Only evaluations of equal keys are compared: a key covers protocol, data, attack and weights, so that a figure under
-    the same key has no reason to move. A committed figure whose evaluation now fails or is unavailable has moved too.
+    the same key has no reason to move. A committed figure whose evaluation now fails, is unavailable or is not there at
+    all has moved too.
     """
     now = {(r.model, r.threat, r.image): r for r in fresh}
     cells: dict[tuple[str, str], list[tuple[Record, Record]]] = {}
@@ -46,9 +47,11 @@ def drift(fresh: Sequence[Record], committed: Sequence[Record]) -> tuple[list[Mo
     whole = {(r.model, r.threat): r for r in fresh if r.status is not Status.OK}
     for old in (r for r in committed if r.status is Status.OK):
         new = now.get((old.model, old.threat, old.image)) or whole.get((old.model, old.threat))
-        if new is not None and new.status is not Status.OK:
+        if new is None:
+            lost[old.model, old.threat] = (old, f"{old.image} was not evaluated")
+        elif new.status is not Status.OK:
             lost[old.model, old.threat] = (old, f"{new.status}: {new.reason}")
-        elif new is not None and new.key == old.key:
+        elif new.key == old.key:
             cells.setdefault((old.model, old.threat), []).append((old, new))
     moved = [Moved(*cell, "psnr", old.psnr or 0.0, None, why) for cell, (old, why) in lost.items()]
     moved += [found for cell, pairs in cells.items() for found in _moved(*cell, pairs)]
@@ -66,9 +69,28 @@ def _moved(model: str, threat: str, pairs: Sequence[tuple[Record, Record]]) -> I
             yield Moved(model, threat, metric, before, after)
 
 
-def check(fresh: Path, committed: Path) -> tuple[list[Moved], int]:
-    """`drift` between two results.csv. Raises InputError where one is missing, or the fresh one has damaged lines."""
+def news(fresh: Sequence[Record], committed: Sequence[Record]) -> int:
+    """How many evaluations of `fresh` are not in `committed`, or under another key there: what a commit would add.
+
+    Figures that moved a little on another machine are none: committing them every night would let the baseline creep.
+    """
+    known = {(r.model, r.threat, r.image, r.key) for r in committed}
+    return sum((r.model, r.threat, r.image, r.key) not in known for r in fresh)
+
+
+def check(fresh: Path, committed: Path) -> tuple[list[Moved], int, int]:
+    """`drift` and `news` between two results.csv.
+
+    Raises InputError where one is missing, the fresh one has damaged lines, or no cell can be compared.
+    """
     records, problems = read_results(fresh)
     if problems:
         raise InputError(f"{fresh}: {problems[0]} (and {len(problems) - 1} more); run the benchmark again")
-    return drift(records, read_results(committed)[0])
+    before = read_results(committed)[0]
+    moved, compared = drift(records, before)
+    if not compared:
+        raise InputError(
+            f"{fresh} and {committed} have no evaluation of equal key: other settings, data, weights or code made them, "
+            "so that nothing can be checked"
+        )
+    return moved, compared, news(records, before)

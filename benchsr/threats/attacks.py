@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchattacks.attack import Attack
 
 from benchsr.base.errors import InputError, ModelError
-from benchsr.base.inference import eval_mode, row_slices
+from benchsr.base.inference import eval_mode, full_float32, row_slices
 from benchsr.base.pairs import SCALE, check_pair
 from benchsr.base.rng import Randomised, generators
 from benchsr.metrics.objective import BoundObjective, Objective
@@ -30,15 +30,26 @@ Step = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What an attack did to N images of (3, h, w).
+    """What a threat did to N images of (3, h, w).
 
-    `lr`: attacked images (N, 3, h, w) in [0, 1]. `loss_clean`, `loss_attacked`: the objective before and after, (N,).
+    `lr`: attacked images (N, 3, h, w) in [0, 1]. `loss_clean`, `loss_attacked`: the objective before and after, (N,);
+    None where the threat has none.
+    """
+
+    lr: Tensor
+    loss_clean: Tensor | None
+    loss_attacked: Tensor | None
+
+
+@dataclass(frozen=True)
+class AttackTrace(AttackResult):
+    """What a gradient attack did, and how it got there.
+
     `losses`, `gains`: the objective, and what the attack maximises, at every iterate, (N, steps + 1). `best_step`:
     index of the iterate kept, (N,). `zero_gradient`: largest share over the steps of gradient elements that were
     exactly zero, (N,). After restarts all of them are those of the image's best run.
     """
 
-    lr: Tensor
     loss_clean: Tensor
     loss_attacked: Tensor
     losses: Tensor
@@ -47,18 +58,18 @@ class AttackResult:
     zero_gradient: Tensor
 
     @staticmethod
-    def cat(parts: Sequence[AttackResult]) -> AttackResult:
+    def cat(parts: Sequence[AttackTrace]) -> AttackTrace:
         """Join results of parts of a batch."""
-        return AttackResult(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(AttackResult)))
+        return AttackTrace(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(AttackTrace)))
 
     @staticmethod
-    def best(runs: Sequence[AttackResult]) -> AttackResult:
+    def best(runs: Sequence[AttackTrace]) -> AttackTrace:
         """Of several runs on one batch, for each image the one whose kept iterate has the largest gain."""
         kept = torch.stack([run.gains.gather(1, run.best_step[:, None])[:, 0] for run in runs])
         winner = kept.argmax(0)
         rows = torch.arange(len(winner), device=winner.device)
-        return AttackResult(
-            *(torch.stack([getattr(r, f.name) for r in runs])[winner, rows] for f in fields(AttackResult))
+        return AttackTrace(
+            *(torch.stack([getattr(r, f.name) for r in runs])[winner, rows] for f in fields(AttackTrace))
         )
 
 
@@ -123,7 +134,7 @@ class GradientAttack(Attack):  # type: ignore[misc]
         *,
         bound: BoundObjective | None = None,
         batch_size: int | None = None,
-    ) -> AttackResult:
+    ) -> AttackTrace:
         """Attack and report. `ids` (default "0", "1", ...) and `seed` determine all random draws, image by image.
 
         `bound` hands in the objective bound to `hr`, to share its features between attacks. Raises InputError for
@@ -133,8 +144,8 @@ class GradientAttack(Attack):  # type: ignore[misc]
         ids = [str(i) for i in range(len(lr))] if ids is None else list(ids)
         if len(ids) != len(lr):
             raise InputError(f"{len(ids)} ids for {len(lr)} images")
-        with eval_mode(self.model):
-            return AttackResult.cat(
+        with eval_mode(self.model), full_float32():
+            return AttackTrace.cat(
                 [
                     self._restarted(lr[rows], bound[rows] if bound else self.objective.bind(hr[rows]), ids[rows], seed)
                     for rows in row_slices(len(lr), lr.device, batch_size)
@@ -155,11 +166,11 @@ class GradientAttack(Attack):  # type: ignore[misc]
                 v = step(v, grad, gain)
             return self.image(v).detach()
 
-    def _restarted(self, x: Tensor, bound: BoundObjective, ids: Sequence[str], seed: int) -> AttackResult:
+    def _restarted(self, x: Tensor, bound: BoundObjective, ids: Sequence[str], seed: int) -> AttackTrace:
         names = [f"{self.attack.lower()}{f'-{run}' if run else ''}" for run in range(self.restarts)]
-        return AttackResult.best([self._search(x, bound, ids, seed, name) for name in names])
+        return AttackTrace.best([self._search(x, bound, ids, seed, name) for name in names])
 
-    def _search(self, x: Tensor, bound: BoundObjective, ids: Sequence[str], seed: int, name: str) -> AttackResult:
+    def _search(self, x: Tensor, bound: BoundObjective, ids: Sequence[str], seed: int, name: str) -> AttackTrace:
         x = x.detach()
         v = self.start(x, generators(seed, ids, f"{name}-start"))
         step = self.stepper(x, generators(seed, ids, f"{name}-step"))
@@ -193,7 +204,7 @@ class GradientAttack(Attack):  # type: ignore[misc]
         trace = torch.stack(losses, dim=1)
         if not bool(torch.isfinite(trace).all()):
             raise ModelError("the model returned NaN or infinite values under attack, or its loss overflowed")
-        return AttackResult(best_image, loss_clean, best_loss, trace, torch.stack(gains, dim=1), best_step, zero)
+        return AttackTrace(best_image, loss_clean, best_loss, trace, torch.stack(gains, dim=1), best_step, zero)
 
     def _noises(self, name: str) -> list[str]:
         """The purposes of the noise of one look at the model: one, where the model draws none."""

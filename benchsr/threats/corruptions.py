@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from benchsr.base.inference import to_bytes
 from benchsr.base.rng import normal_like, uniform_like
 
 Corruption = Callable[..., Tensor]
@@ -51,7 +52,7 @@ def gaussian_blur(x: Tensor, gens: Sequence[torch.Generator], *, size: int = 10,
 
 def _jpeg(image: Tensor, quality: int) -> Tensor:
     """Round an image (3, h, w) to 8 bit and send it through JPEG with 4:2:0 chroma."""
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    pixels = to_bytes(image).permute(1, 2, 0).cpu().numpy()
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality, subsampling=2)
     decoded = np.asarray(Image.open(buffer), dtype=np.float32) / 255

@@ -7,14 +7,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from benchsr.threats.attacks import AttackResult
+from benchsr.threats.attacks import AttackResult, AttackTrace
 
 
 def attack_flags(result: AttackResult) -> list[str]:
-    """For each image of an attack's result its flags, joined by spaces; empty where nothing is suspicious.
+    """For each image of an attack's result its flags, joined by spaces; empty where nothing is suspicious or traced.
 
     NaN gradients need no flag: they make the next iterate NaN, and that raises ModelError.
     """
+    if not isinstance(result, AttackTrace):
+        return [""] * len(result.lr)
     gains = result.gains
     steps = gains.shape[1] - 1
     best = gains.cummax(dim=1).values

@@ -164,8 +164,8 @@ class Threat:
         *,
         bound: BoundObjective | None = None,
         batch_size: int | None = None,
-    ) -> AttackResult | Tensor:
-        """The attacked LR with the attack's report, or just the corrupted LR; arguments as for `GradientAttack.run`."""
+    ) -> AttackResult:
+        """The attacked or corrupted LR, with what an attack reports of it; arguments as for `GradientAttack.run`."""
         if self.spec.kind == "attack":
             return self.attack(model).run(lr, hr, ids, seed, bound=bound, batch_size=batch_size)
         if self.spec.make is None:
@@ -173,7 +173,7 @@ class Threat:
         check_pair(lr, hr)
         ids = [str(i) for i in range(len(lr))] if ids is None else ids
         corrupted: Tensor = self.spec.make(lr, generators(seed, ids, self.id), **self.settings)
-        return corrupted.clamp(0, 1)
+        return AttackResult(corrupted.clamp(0, 1), None, None)
 
     def __call__(
         self, model: nn.Module, lr: Tensor, hr: Tensor, ids: Sequence[str] | None = None, seed: int = 0
@@ -183,8 +183,7 @@ class Threat:
         `ids` (default "0", "1", ...) and `seed` fix the random draws image by image. Raises InputError for unusable
         tensors and for paired data sets, ModelError for a model whose output cannot be used.
         """
-        result = self.run(model, lr, hr, ids, seed)
-        return result.lr if isinstance(result, AttackResult) else result
+        return self.run(model, lr, hr, ids, seed).lr
 
 
 def load_threat(threat_id: str, **settings: Setting) -> Threat:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from benchsr.base.errors import InputError
+from benchsr.base.inference import to_bytes
 from benchsr.base.pairs import SCALE, Sample
 from benchsr.base.rng import generator
 from benchsr.data.images import bicubic_downscale, read_image
@@ -66,7 +67,7 @@ def load_images(folder: Path, crop: int, held_out: int, held_out_crop: int, prog
             hr = image[:, top : top + size, left : left + size].contiguous()
             samples.append(Sample(path.relative_to(folder).as_posix(), bicubic_downscale(hr), hr))
         else:
-            images.append((image * 255).round().to(torch.uint8))
+            images.append(to_bytes(image))
     return TrainingImages(folder, images, samples, digest.hexdigest())
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchsr.base.errors import InputError
+from benchsr.base.inference import to_8bit
 from benchsr.base.pairs import SCALE
 from benchsr.base.rng import generators
 from benchsr.train.recipe import Stage
@@ -184,4 +185,4 @@ def degrade(degrader: nn.Module, hr: Tensor, lr: Tensor, ids: Sequence[str], see
     """
     with torch.no_grad():
         degraded: Tensor = degrader(hr, lr, generators(seed, ids, "degrader"))
-    return (degraded.float().clamp(0, 1) * 255).round() / 255
+    return to_8bit(degraded.float().clamp(0, 1))

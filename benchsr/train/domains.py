@@ -11,11 +11,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from benchsr.base.errors import InputError, UnavailableError
 from benchsr.base.files import cache_dir, shown
+from benchsr.base.inference import to_bytes
 from benchsr.base.registry import Registry
 from benchsr.data.images import bicubic_downscale, read_image
 from benchsr.threats.table import THREATS, load_threat
@@ -57,7 +57,7 @@ def _real(name: str, data: TrainingImages, crop: int) -> TrainingImages:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise UnavailableError(f"{name}: put the {domain.images} into {shown(folder)}")
-    images = [(read_image(path, min_side=crop) * 255).round().to(torch.uint8) for path in paths]
+    images = [to_bytes(read_image(path, min_side=crop)) for path in paths]
     files = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
     digest = hashlib.sha256(f"{data.fingerprint}{files}".encode()).hexdigest()
     return replace(data, source=Source(name, images), fingerprint=digest)
@@ -70,7 +70,7 @@ def _stand_in(name: str, data: TrainingImages, seed: int) -> TrainingImages:
         hr = image[None].float() / 255
         hr = hr[..., : hr.shape[-2] // 4 * 4, : hr.shape[-1] // 4 * 4]
         lr = threat(nn.Identity(), bicubic_downscale(hr), hr, [f"source/{index}"], seed)[0]
-        images.append((lr * 255).round().to(torch.uint8))
+        images.append(to_bytes(lr))
     return replace(data, images=data.images[0::2], source=Source(name, images))
 
 

@@ -14,13 +14,16 @@ import torch
 from benchsr.base.files import sha256_file, write_atomic
 from benchsr.train.loop import Job, Progress
 
+CPUINFO = Path("/proc/cpuinfo")
+"""Where Linux, and no other system, names the processor."""
+
 
 def hardware() -> str:
     """The processor or accelerator that torch computes on, in words."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+    cpuinfo = CPUINFO.read_text().splitlines() if CPUINFO.is_file() else []
+    names = [line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name")]
     return f"{os.cpu_count()} cores of {names[0] if names else platform.processor() or platform.machine()}"
 
 

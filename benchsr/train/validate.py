@@ -5,23 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from benchsr.base.inference import full_float32
 from benchsr.base.pairs import Sample
-from benchsr.metrics.quality import lpips, psnr, ssim
+from benchsr.metrics.quality import MetricSettings, score
 from benchsr.threats.table import Threat
 
 Figures = dict[str, float]
 """`{threat}_{metric}` -> value."""
 
-BORDER = 4
-"""Pixels of the border that PSNR and SSIM leave out, as in the paper protocol."""
-
-
-def scores(sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-    """PSNR (dB) and SSIM inside the border and LPIPS of `sr`, `hr` (N, 3, H, W), RGB in [0, 1]: each (N,)."""
-    sr = sr.clamp(0, 1)
-    return {"psnr": psnr(sr, hr, border=BORDER), "ssim": ssim(sr, hr, border=BORDER), "lpips": lpips(sr, hr)}
+SETTINGS = MetricSettings(border=4, quantise_sr=False)
+"""The paper protocol's, apart from rounding."""
 
 
 def validate(
@@ -34,9 +29,9 @@ def validate(
         row: Figures = {}
         for threat in threats:
             attacked = threat(model, lr, hr, [sample.id])
-            with torch.no_grad():
+            with torch.no_grad(), full_float32():
                 sr = model(attacked)
-            row |= {f"{threat.id}_{name}": value.item() for name, value in scores(sr, hr).items()}
+            row |= {f"{threat.id}_{name}": value.item() for name, value in score(sr, hr, SETTINGS).items()}
         rows.append(row)
     return rows
 

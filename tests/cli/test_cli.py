@@ -33,7 +33,7 @@ def call(monkeypatch: pytest.MonkeyPatch, command: str) -> int:
     return int(ended.value.code or 0)
 
 
-RUN = "run --models toy-a.toml,bicubic --protocol toy.toml --out out --cache cache"
+RUN = "run --models toy-a.toml,bicubic --protocol toy.toml --out out --cache cache --workers 1"
 
 
 def test_run_then_report(toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,13 +43,17 @@ def test_run_then_report(toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "16 evaluations to do" in shown
     made = {path.name for path in (toy / "out" / "toy").iterdir()}
     assert {"results.csv", "report.md", "protocol.json", "environments.json", "timings.csv"} <= made
+    monkeypatch.setattr(
+        "benchsr.evaluation.executors.Processes.start", lambda *_: pytest.fail("there is nothing to do")
+    )
+    assert call(monkeypatch, f"{RUN.replace('--workers 1', '')} --limit 2") == 0
     (toy / "out" / "toy" / "report.md").unlink()
     assert call(monkeypatch, "report --protocol toy.toml --out out") == 0
     assert (toy / "out" / "toy" / "report.md").exists()
 
 
 def test_exit_code_1_when_an_evaluation_failed(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchsr.evaluation.worker.psnr", lambda *_: 1 / 0)
+    monkeypatch.setattr("benchsr.evaluation.worker.score", lambda *_: 1 / 0)
     assert call(monkeypatch, f"{RUN} --threats clean --limit 1") == 1
 
 

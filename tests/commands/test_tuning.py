@@ -50,7 +50,7 @@ def fake_lpips(sr: Tensor, hr: Tensor) -> Tensor:
 def test_every_sigma_is_scored_on_the_attacked_image(
     tmp_path: Path, protocol: Protocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchsr.commands.tuning.lpips", fake_lpips)
+    monkeypatch.setattr("benchsr.metrics.quality.lpips", fake_lpips)
     data = held_out(str(folder_of_images(tmp_path / "images")), None, None)
     network = nn.Upsample(scale_factor=4)
     found = try_sigmas(network, data, protocol, ["clean", "fgsm"], sigmas=(0.0, 0.1), n=3)

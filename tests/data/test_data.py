@@ -6,9 +6,11 @@ import hashlib
 import io
 import os
 import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from benchsr.base.downloads import extract_zip
 from benchsr.base.errors import BenchsrError, InputError, IntegrityError, UnavailableError, UnknownIdError
 from benchsr.base.registry import Registry
 from benchsr.data import datasets as data
@@ -292,7 +295,7 @@ def test_a_folder_of_hr_images(tmp_path: Path) -> None:
     put(tmp_path / "below" / "d.png")
     (tmp_path / "notes.txt").write_text("no image")
     dataset = load_dataset(tmp_path)
-    assert dataset.id == tmp_path.name
+    assert dataset.id == f"folder:{tmp_path.name}"
     assert dataset.ids == ["a_HR", "b", "c"]
     assert len(dataset) == 3
     for sample in (dataset[i] for i in range(3)):
@@ -621,6 +624,34 @@ def test_fetch_says_when_images_are_missing(
     monkeypatch.setattr(data, "DATASETS", Registry("data set", {"small": replace(small_set, count=3)}))
     with pytest.raises(InputError, match="2 of the 3 pairs"):
         fetch("small")
+
+
+def test_two_fetches_at_once_unpack_each_archive_once(small_set: DatasetSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpacked: list[str] = []
+
+    def slowly(path: Path, *args: Any) -> None:
+        unpacked.append(path.name)
+        time.sleep(0.2)  # the other one gets here too, unless it must wait
+        extract_zip(path, *args)
+
+    monkeypatch.setattr(data, "extract_zip", slowly)
+    with ThreadPoolExecutor(2) as two:
+        folders = list(two.map(fetch, ["small", "small"]))
+    assert folders[0] == folders[1]
+    assert sorted(unpacked) == ["small-HR.zip", "small-LR.zip"]
+
+
+@pytest.mark.parametrize("name", ["photos", "div2k-valid"])
+def test_a_folder_never_passes_for_the_data_set_of_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    keys = set()
+    for seed in (0, 1):
+        write_image(tmp_path / name / "0801.png", random_image(40, 48, seed))
+        dataset = load_dataset(tmp_path / name)
+        assert dataset.id == f"folder:{name}"
+        assert dataset.id not in DATASETS
+        keys.add(dataset.sample_key("0801"))
+    assert len(keys) == 2  # what a folder holds is in its samples' keys
 
 
 def test_fetching_the_embedded_photographs_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,8 +33,9 @@ class Curved(nn.Module):
 def by_hand(network: nn.Module, x: Tensor, sigma: float, n: int, sample_id: str, seed: int = 0) -> np.ndarray:
     gen = generator(seed, sample_id, "evaluation-0")
     with torch.no_grad():
-        outputs = [network(x[None] + sigma * torch.randn(x.shape, generator=gen))[0] for _ in range(n)]
-    return np.asarray(np.median(torch.stack(outputs).numpy(), axis=0))
+        noisy = torch.stack([x + sigma * torch.randn(x.shape, generator=gen) for _ in range(n)])
+        outputs = torch.cat([network(rows) for rows in noisy.split(7)])  # of x up to 24 x 24
+    return np.asarray(np.median(outputs.numpy(), axis=0))
 
 
 def test_it_is_the_median_over_noisy_copies() -> None:
@@ -42,6 +43,25 @@ def test_it_is_the_median_over_noisy_copies() -> None:
     smoothed = smooth(network, 0.05, n=5, seed=3)(lr, ["a", "b"])
     for row, x, name in zip(smoothed, lr, "ab", strict=True):
         np.testing.assert_array_equal(row.numpy(), by_hand(network, x, 0.05, 5, name, seed=3))
+
+
+def test_the_chunks_are_the_same_for_everyone() -> None:
+    """Convolutions round differently for another number of images: whoever has less memory must not get other SR."""
+    network, (lr, _) = tiny_rrdb(), images(1, 12)
+    outputs = [Smoothed(network, 0.05, 9, draws_at_once=k)(lr) for k in (1, 3, 7)]
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
+def test_draws_of_small_images_go_through_the_network_together() -> None:
+    seen: list[int] = []
+    network = Curved()
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    for side, expected in ((8, [7, 2]), (32, [3, 3, 3]), (48, [1] * 9)):
+        seen.clear()
+        with torch.no_grad():
+            Smoothed(network, 0.05, 9)(images(1, side)[0])
+        assert seen == expected
 
 
 def test_an_even_number_of_draws_gives_the_lower_middle() -> None:
@@ -61,14 +81,14 @@ def test_each_image_keeps_its_draws_in_any_batch_and_order() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 7, 100])
 def test_chunks_change_nothing(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def cut(n: int, device: torch.device, batch_size: int | None = None) -> Iterator[slice]:
+    def cut(n: int, lr: Tensor, most: int) -> Iterator[slice]:
         return (slice(i, min(i + size, n)) for i in range(0, n, size))
 
     x = images(1, 6)[0].requires_grad_()
     model = smooth(Curved(), 0.1, n=9)
     whole = model(x)
     (gradient,) = torch.autograd.grad(whole.square().sum(), x)
-    monkeypatch.setattr(benchsr.defences.smoothing, "row_slices", cut)
+    monkeypatch.setattr(benchsr.defences.smoothing, "draw_slices", cut)
     assert torch.equal(model(x), whole)
     torch.testing.assert_close(torch.autograd.grad(model(x).square().sum(), x)[0], gradient, rtol=1e-6, atol=1e-6)
 

@@ -79,14 +79,90 @@ def test_prune_takes_the_damaged_and_the_old(tmp_path: Path) -> None:
     damaged.write_bytes(b"not an entry")
     long_ago = time.time() - 10 * 86400
     os.utime(old, (long_ago, long_ago))
-    abandoned, running = tmp_path / ".x.tmp", tmp_path / ".y.tmp"
+    abandoned, running = (new.with_name(f".{new.name}.{mark}.tmp") for mark in ("ab_3x9yz", "c0ffee__"))
     abandoned.write_bytes(b"half")
     os.utime(abandoned, (long_ago, long_ago))
     running.write_bytes(b"half")
     assert {entry.path for entry in cache.prune()} == {str(damaged), str(abandoned)}
     assert {entry.path for entry in cache.prune(days=9)} == {str(old)}
     assert new.exists()
+    assert {entry.path for entry in cache.prune(days=0)} >= {str(new)}
     assert running.exists()
+
+
+FOREIGN = (
+    "thesis.txt",
+    "ab/notes.txt",
+    "ab/results.safetensors",
+    f"cd/{KEY}.safetensors",  # in another key's folder
+    f"ab/{KEY}.safetensors.bak",
+    f"ab/.{KEY}.safetensors.backup.tmp.gz",
+    f"{KEY}.safetensors",
+    f"ab/deep/{KEY}.safetensors",
+    "photos/me.tmp",
+)
+
+
+def lay_out(folder: Path) -> dict[Path, bytes]:
+    """Files of someone else, long ago."""
+    for name in FOREIGN:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"years of work")
+        os.utime(path, (0, 0))
+    return {folder / name: b"years of work" for name in FOREIGN}
+
+
+def test_what_others_keep_in_the_folder_is_neither_listed_nor_counted_nor_deleted(tmp_path: Path) -> None:
+    cache = AttackCache(tmp_path)
+    cache.put(KEY, LR, REPORT)
+    theirs = lay_out(tmp_path)
+    assert [entry.path for entry in cache.entries()] == [cache.path(KEY)]
+    assert cache.damaged() == {}
+    assert cache.prune() == []
+    assert [entry.path for entry in cache.prune(days=0)] == [cache.path(KEY)]
+    assert {path: path.read_bytes() for path in theirs} == theirs
+
+
+def test_a_folder_that_is_no_cache_is_not_pruned(tmp_path: Path) -> None:
+    theirs = lay_out(tmp_path)
+    with pytest.raises(InputError, match=r"is no cache of attacked images: it holds .* nothing was deleted"):
+        AttackCache(tmp_path).prune(days=0)
+    assert {path: path.read_bytes() for path in theirs} == theirs
+    assert AttackCache(tmp_path / "absent").prune() == []
+
+
+class StoreError(Exception):
+    """As botocore's: of no kind that Python knows."""
+
+
+def test_a_store_that_fails_costs_no_result(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    cache = AttackCache("memory://failing")
+
+    def fail(*_: object, **__: object) -> None:
+        raise StoreError("the token has expired")
+
+    for name in ("cat_file", "pipe_file", "ls"):
+        monkeypatch.setattr(cache._files, name, fail)
+    cache.put(KEY, LR, REPORT)
+    assert cache.get(KEY) is None
+    assert caplog.text.count("the token has expired") == 2
+    with pytest.raises(InputError, match="cannot be listed: the token has expired"):
+        cache.prune()
+
+
+def test_an_entry_that_cannot_be_read_just_now_is_not_pruned(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = AttackCache("memory://busy")
+    cache.put(KEY, LR, REPORT)
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache._files, "cat_file", fail)
+        with pytest.raises(InputError, match="cannot be read: busy"):
+            cache.prune()
+    assert cache.get(KEY) is not None
 
 
 def test_an_unwritable_cache_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -119,3 +195,6 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "1 files deleted" in capsys.readouterr().out
     assert call(monkeypatch, f"cache verify --cache {folder}") == 0
     assert call(monkeypatch, f"cache info --cache {tmp_path / 'absent'}") == 0
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert call(monkeypatch, f"cache prune --cache {tmp_path}") == 2
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"

@@ -6,7 +6,7 @@ import importlib.util
 import multiprocessing
 import re
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,18 @@ from faults import FAULTS, ToyBench, ToyExecutor, make_bench
 from toys import toy_card
 
 from benchsr.base.errors import InputError, UnknownIdError
-from benchsr.evaluation.executors import InProcess, MakeWorker, Processes, WorkerLostError, load_executor
+from benchsr.base.registry import Registry
+from benchsr.data.datasets import Dataset
+from benchsr.evaluation import executors
+from benchsr.evaluation.executors import (
+    Executor,
+    InProcess,
+    MakeWorker,
+    Processes,
+    WorkerLostError,
+    load_executor,
+    usable_cores,
+)
 from benchsr.evaluation.plan import Cell
 from benchsr.evaluation.worker import Worker
 from benchsr.results.records import Record, Status
@@ -69,7 +80,7 @@ def test_workers_end_with_the_run(bench: ToyBench) -> None:
     assert multiprocessing.active_children() == []
 
 
-def no_worker(device: torch.device) -> Worker:
+def no_worker(device: torch.device, *, share: float) -> Worker:
     raise RuntimeError(f"no worker on {device}")
 
 
@@ -80,6 +91,78 @@ def test_workers_that_cannot_be_started_end_the_run(bench: ToyBench) -> None:
 
     with pytest.raises(WorkerLostError, match="exit code 1"):
         bench.run("out", Broken(Processes(CPU, 1)), threats="clean")
+
+
+class Telling:
+    """Computes nothing, and tells with how many threads and what share of the memory it would."""
+
+    def __init__(self, device: torch.device, *, share: float) -> None:
+        self.share = share
+
+    def run(self, cell: Cell) -> Iterator[Record]:
+        for record in cell.records:
+            yield replace(record, reason=f"{torch.get_num_threads()} {self.share:g}")
+
+
+def asleep(device: torch.device, *, share: float) -> Worker:
+    time.sleep(600)
+    raise AssertionError("nobody waits so long")
+
+
+def some_cells(n: int) -> list[Cell]:
+    record = Record("p", "d", "m", "clean", "i", Status.OK)
+    return [Cell("clean", {}, Dataset("d", Registry("image")), (replace(record, image=f"i{i}"),), {}) for i in range(n)]
+
+
+@pytest.mark.parametrize("executor", [InProcess(CPU), Processes(CPU, 2), Processes(CPU, 8)])
+def test_every_worker_has_one_thread_and_its_share_of_the_memory(executor: Executor) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        said = [record.reason for record in executor.run(Telling, some_cells(3))]  # type: ignore[arg-type]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    workers = min(executor.workers, 3) if isinstance(executor, Processes) else 1
+    assert said == [f"1 {1 / workers:g}"] * 3
+
+
+def test_no_process_is_started_for_nothing_or_for_one_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Processes, "start", lambda *_: pytest.fail("a process was started"))
+    assert list(Processes(CPU, 4).run(Telling, [])) == []  # type: ignore[arg-type]
+    assert len(list(Processes(CPU, 4).run(Telling, some_cells(1)))) == 1  # type: ignore[arg-type]
+
+
+def test_a_worker_that_does_not_start_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "START_SECONDS", 0.3)
+    with pytest.raises(WorkerLostError, match=r"did not start within 0\.3 s"):
+        list(Processes(CPU, 2).run(asleep, some_cells(2)))
+    assert multiprocessing.active_children() == []
+
+
+def test_auto_is_as_many_workers_as_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, expected in ((3, Processes(CPU, 3)), (1, InProcess(CPU))):
+        monkeypatch.setattr(executors, "usable_cores", lambda cores=cores: cores)
+        assert load_executor("local", "cpu", "auto") == expected
+    assert load_executor("local", "cpu", "2") == Processes(CPU, 2)
+    assert load_executor("local", "cpu") == InProcess(CPU)  # Python's default: others import the main module
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 64), ("150000 100000", 2), ("1000 100000", 1)])
+def test_cores_are_no_more_than_the_groups_give_time_of(
+    tmp_path: Path, quota: str, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
+    root, own = tmp_path / "cgroup", tmp_path / "own"
+    (root / "ours").mkdir(parents=True)
+    (root / "ours" / "cpu.max").write_text(f"{quota}\n")
+    own.write_text("0::/ours\n")
+    assert usable_cores(root, own) == cores
+    (root / "cpu").mkdir()
+    for name, value in zip(("quota", "period"), quota.replace("max", "-1").split(), strict=True):
+        (root / "cpu" / f"cpu.cfs_{name}_us").write_text(f"{value}\n")
+    own.write_text("3:cpu,cpuacct:/docker/abc\n")
+    assert usable_cores(root, own) == cores
 
 
 @needs_ray
@@ -107,6 +190,7 @@ def test_ray_says_what_went_wrong(bench: ToyBench, ray_cores: None) -> None:
     ("arguments", "message"),
     [
         (("local", "cpu", 0), "--workers"),
+        (("local", "cpu", "many"), "--workers"),
         (("local", "cpu", 1, 0.0), "--cell-timeout"),
         (("local", "cpu", 1, None, "auto"), "--ray-address"),
         (("local", "tpu"), "device"),

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import tiny_rrdb
 from torch import nn
 
 from benchsr.base.inference import freeze
-from benchsr.evaluation.memory import Plan, bytes_per_pixel, free_bytes, plan_batch
+from benchsr.evaluation.memory import Plan, bytes_per_pixel, cgroup_free, free_bytes, plan_batch
 from benchsr.metrics.objective import Objective
 
 CPU = torch.device("cpu")
@@ -54,3 +57,40 @@ def test_plan_fits_the_budget(budget: float, plan: Plan) -> None:
 
 def test_free_bytes_are_some() -> None:
     assert 0 < free_bytes(CPU) < 1 << 50
+
+
+def lay_out(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(content + "\n")
+
+
+def test_a_control_groups_limit_bounds_what_is_free(tmp_path: Path) -> None:
+    root, own = tmp_path / "cgroup", tmp_path / "own"
+    assert cgroup_free(root, own) == math.inf  # not Linux
+    own.write_text("0::/jobs/ours\n")
+    assert cgroup_free(root, own) == math.inf  # a container that does not show its groups
+    lay_out(root / "jobs", memory__max="1000", memory__current="900", memory__stat="anon 600\ninactive_file 300")
+    lay_out(root / "jobs" / "ours", memory__max="max", memory__current="1", memory__stat="anon 1")
+    assert cgroup_free(root, own) == 400
+    (root / "jobs" / "ours" / "memory.max").write_text("201")
+    assert cgroup_free(root, own) == 200
+    (root / "jobs" / "ours" / "memory.current").write_text("500")
+    assert cgroup_free(root, own) == 0
+
+
+def test_control_groups_of_version_1_count_too(tmp_path: Path) -> None:
+    root, own = tmp_path / "cgroup", tmp_path / "own"
+    own.write_text("7:cpu,cpuacct:/docker/abc\n5:memory:/docker/abc\n0::/\n")
+    lay_out(
+        root / "memory",
+        memory__limit_in_bytes="1000",
+        memory__usage_in_bytes="700",
+        memory__stat="inactive_file 1\ntotal_inactive_file 50",
+    )
+    assert cgroup_free(root, own) == 350
+
+
+def test_free_bytes_are_no_more_than_the_groups_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchsr.evaluation.memory.cgroup_free", lambda: 12345.0)
+    assert free_bytes(CPU) == 12345

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchsr.leaderboard.flags import FLAGS, flags
 from benchsr.metrics.objective import Objective
 from benchsr.results.records import Record, Status
-from benchsr.threats.attacks import FGSM, PGD, AttackResult
+from benchsr.threats.attacks import FGSM, PGD, AttackTrace
 from benchsr.threats.health import attack_flags
 
 L1 = Objective(l1_weight=1.0, perceptual_weight=0.0)
@@ -55,7 +55,7 @@ def test_too_short_a_walk_is_flagged() -> None:
 def test_discarding_the_best_iterate_is_flagged() -> None:
     gains, one = torch.tensor([[0.0, 1.0, 0.8]]), torch.ones(1)
     kept = {
-        step: AttackResult(torch.zeros(1, 3, 1, 1), 0 * one, one, gains, gains, torch.tensor([step]), 0 * one)
+        step: AttackTrace(torch.zeros(1, 3, 1, 1), 0 * one, one, gains, gains, torch.tensor([step]), 0 * one)
         for step in (1, 2)
     }
     assert {step: attack_flags(result) for step, result in kept.items()} == {1: [""], 2: ["best-discarded"]}
@@ -64,7 +64,7 @@ def test_discarding_the_best_iterate_is_flagged() -> None:
 def test_flags_are_per_image() -> None:
     gains = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.5, 1.0]])
     ones = torch.ones(2)
-    result = AttackResult(torch.zeros(2, 3, 1, 1), 0 * ones, ones, gains, gains, torch.tensor([1, 2]), 0 * ones)
+    result = AttackTrace(torch.zeros(2, 3, 1, 1), 0 * ones, ones, gains, gains, torch.tensor([1, 2]), 0 * ones)
     assert attack_flags(result) == ["", "still-rising"]
 
 

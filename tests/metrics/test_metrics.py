@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from benchsr.base.errors import InputError
 from benchsr.metrics import quality as metrics
 from benchsr.metrics.perceptual import lpips_net
-from benchsr.metrics.quality import METRICS, lpips, psnr, ssim
+from benchsr.metrics.quality import METRICS, Colour, lpips, psnr, score, ssim
 
 Array = NDArray[Any]
 
@@ -218,3 +219,45 @@ def test_what_is_no_pair_of_images_is_refused(name: str, sr: Tensor, hr: Tensor,
 def test_wrong_options_are_refused(call: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         call()
+
+
+@dataclass(frozen=True)
+class Settings:
+    border: int = 0
+    colour: Colour = "rgb"
+    quantise_sr: bool = False
+
+
+def test_score_is_all_figures_under_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchsr.metrics.quality.lpips", lambda sr, hr: (sr - hr).abs().flatten(1).mean(1).double())
+    gen = torch.Generator().manual_seed(0)
+    sr, hr = (torch.rand(2, 3, 40, 40, generator=gen) for _ in range(2))
+    beyond = sr + torch.where(sr > 0.9, 0.2, 0.0)
+    found = score(beyond, hr, Settings(4, "y", True))
+    clamped = beyond.clamp(0, 1)
+    rounded = (clamped * 255).round() / 255
+    assert list(found) == ["psnr", "ssim", "lpips"]
+    assert torch.equal(found["psnr"], psnr(rounded, hr, 4, "y"))
+    assert torch.equal(found["ssim"], ssim(rounded, hr, 4, "y"))
+    assert torch.equal(found["lpips"], (clamped - hr).abs().flatten(1).mean(1).double())
+    assert not torch.equal(found["psnr"], score(beyond, hr, Settings(4, "y"))["psnr"])
+    assert not torch.equal(found["psnr"], score(beyond, hr, Settings(0, "y", True))["psnr"])
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_lpips_is_computed_without_tf32(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags: list[bool] = []
+
+    class Net(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            flags.extend([torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32])
+            return (a - b).abs().mean(dim=(1, 2, 3), keepdim=True)
+
+    monkeypatch.setattr("benchsr.metrics.quality.lpips_net", Net)
+    was = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = before
+        lpips(torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32))
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = was
+    assert flags == [False, False]

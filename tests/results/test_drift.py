@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchsr.base.errors import InputError
-from benchsr.results.drift import TOLERANCE, check, drift
+from benchsr.results.drift import TOLERANCE, check, drift, news
 from benchsr.results.records import Record, Status, write_results
 
 INFINITE = float("inf")
@@ -35,7 +35,10 @@ def test_a_mean_beyond_its_tolerance_is_named(metric: str) -> None:
 
 
 def test_another_key_is_another_figure() -> None:
-    assert drift([replace(r, psnr=5.0, key="c" * 64) for r in OLD], OLD) == ([], 0)
+    other = [replace(r, psnr=5.0, key="c" * 64) for r in OLD]
+    assert drift(other, OLD) == ([], 0)
+    assert news(other, OLD) == len(OLD)
+    assert news([replace(r, psnr=5.0, environment="other") for r in OLD], OLD) == 0
 
 
 def test_a_figure_that_got_lost_has_moved() -> None:
@@ -43,6 +46,9 @@ def test_a_figure_that_got_lost_has_moved() -> None:
     [found], _ = drift([*OLD[:2], gone], OLD)
     assert (found.threat, found.now) == ("pgd", None)
     assert "no package" in str(found)
+    [vanished], _ = drift(OLD[:2], OLD)
+    assert (vanished.threat, vanished.now) == ("pgd", None)
+    assert "was not evaluated" in str(vanished)
 
 
 def test_infinite_stays_infinite_and_finite_may_not_become_it() -> None:
@@ -54,6 +60,9 @@ def test_infinite_stays_infinite_and_finite_may_not_become_it() -> None:
 def test_damaged_fresh_results_are_refused(tmp_path: Path) -> None:
     write_results(tmp_path / "a.csv", OLD)
     (tmp_path / "b.csv").write_text((tmp_path / "a.csv").read_text()[:-30])
-    assert check(tmp_path / "a.csv", tmp_path / "a.csv") == ([], 2)
+    assert check(tmp_path / "a.csv", tmp_path / "a.csv") == ([], 2, 0)
     with pytest.raises(InputError, match="line"):
         check(tmp_path / "b.csv", tmp_path / "a.csv")
+    write_results(tmp_path / "c.csv", [replace(r, key="c" * 64) for r in OLD])
+    with pytest.raises(InputError, match="nothing can be checked"):
+        check(tmp_path / "c.csv", tmp_path / "a.csv")

@@ -36,7 +36,7 @@ from benchsr.train.curves import plot_curves
 from benchsr.train.loop import Job, Trainer, export
 from benchsr.train.losses import median, relativistic_loss
 from benchsr.train.networks import VGGDiscriminator, new_generator
-from benchsr.train.provenance import provenance, write_provenance
+from benchsr.train.provenance import hardware, provenance, write_provenance
 from benchsr.train.publish import publish
 from benchsr.train.recipe import Recipe, Stage, parse_recipe
 from benchsr.train.stage import StageRun, mrs_copies, mrs_medians
@@ -456,3 +456,10 @@ def test_documented_figures_are_those_of_the_cards() -> None:
     text = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
     documented = [line for line in text.splitlines() if line.startswith(("| compact-", "| re-"))]
     assert sorted(documented) == sorted(rows)
+
+
+def test_hardware_is_named_where_the_system_names_no_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchsr.train.provenance.CPUINFO", tmp_path / "cpuinfo")  # macOS has none
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert hardware().startswith(f"{os.cpu_count()} cores of ")
+    assert not hardware().endswith(" ")
