@@ -90,7 +90,7 @@ def check(fresh: Path, committed: Path) -> tuple[list[Moved], int, int]:
     moved, compared = drift(records, before)
     if not compared:
         raise InputError(
-            f"{fresh} and {committed} have no evaluation of equal key: other settings, data, weights or code made them, "
-            "so that nothing can be checked"
+            f"{fresh} and {committed} have no evaluation of equal key: other settings, data, weights or code "
+            "made them, and nothing can be checked"
         )
     return moved, compared, news(records, before)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -132,9 +133,9 @@ def write_timings(path: Path, records: Iterable[Record]) -> None:
     write_atomic(path, _line(columns) + "".join(lines))
 
 
-def read_timings(path: Path) -> dict[str, dict[str, float]]:
+def read_timings(path: Path) -> dict[str, dict[str, Any]]:
     """Key -> seconds by name; lines that cannot be read, and a missing file, hold none: no figure hangs on them."""
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Any]] = {}
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
     except OSError:

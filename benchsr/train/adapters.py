@@ -59,9 +59,16 @@ class _LowRankConv2d(torch.autograd.Function):
 class AdaptedConv2d(FrozenConv2d):
     """A convolution with an adapter: same answers and gradients as by parametrization alone, at less cost."""
 
+    @property
+    def update(self) -> LowRank:
+        """The adapter."""
+        held: Any = self.parametrizations
+        found: LowRank = held["weight"][0]
+        return found
+
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `x` (N, C, H, W)."""
-        update = self.parametrizations["weight"][0]  # type: ignore[index]
+        update = self.update
         if self.padding_mode != "zeros" or isinstance(self.padding, str) or not update.lora_A.requires_grad:
             return super().forward(x)
         with torch.no_grad():
@@ -105,10 +112,10 @@ def weights_fixed(network: nn.Module) -> Iterator[None]:
 
 def adapter_state(network: nn.Module) -> dict[str, Tensor]:
     """The adapters of `network` by the names that LoRA users know: `<module>.lora_A.weight` and `.lora_B.weight`."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, module in network.named_modules():
         if isinstance(module, AdaptedConv2d):
-            update = module.parametrizations["weight"][0]  # type: ignore[index]
+            update = module.update
             found |= {f"{name}.lora_A.weight": update.lora_A.detach(), f"{name}.lora_B.weight": update.lora_B.detach()}
     return found
 
@@ -122,6 +129,6 @@ def merge_adapters(network: nn.Module) -> nn.Module:
     """Write the updates into the weights, in place: the plain architecture again."""
     for module in network.modules():
         if isinstance(module, AdaptedConv2d):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-            module.__class__ = FrozenConv2d
+            plain: nn.Module = parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+            plain.__class__ = FrozenConv2d
     return network

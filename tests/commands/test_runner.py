@@ -37,7 +37,7 @@ class Bench:
     def run(self, **options: Any) -> Outcome:
         models = options.pop("models", ",".join(self.models))
         threats = options.pop("threats", "all")
-        places = {"out": self.folder / "out", "cache": self.folder / "cache", "device": "cpu"}
+        places: dict[str, Any] = {"out": self.folder / "out", "cache": self.folder / "cache", "device": "cpu"}
         return evaluate(models, threats, self.protocol, RunOptions(**places | options))
 
     def table(self, out: str = "out") -> pd.DataFrame:

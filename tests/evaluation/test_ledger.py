@@ -41,7 +41,7 @@ def toy(tmp_path: Path) -> Path:
 
 
 def run(toy: Path, models: str, threats: str = "clean,noise", **options: Any) -> Outcome:
-    places = {"out": toy.parent / "out", "cache": toy.parent / "cache", "device": "cpu"}
+    places: dict[str, Any] = {"out": toy.parent / "out", "cache": toy.parent / "cache", "device": "cpu"}
     return evaluate(models, threats, toy, RunOptions(**places | options))
 
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_runner import FakeLpips
 from torch import Tensor, nn
-from toys import photos, toy_card
+from toys import FakeLpips, photos, toy_card
 
 from benchsr.base.registry import Registry
 from benchsr.data.datasets import Dataset, load_dataset
@@ -49,7 +48,7 @@ def data(tmp_path: Path) -> Dataset:
 
 
 def cells(chosen: Protocol, cards: list[Card], threats: list[str], data: Dataset) -> list[Cell]:
-    return plan(chosen, resolve(cards), threats, data)[0]
+    return plan(chosen, resolve(cards), threats, data, "cpu")[0]
 
 
 def made(tmp_path: Path, chosen: Protocol, **options: Any) -> Worker:
