@@ -12,14 +12,13 @@ from itertools import chain
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.markup import escape as escape_rich
 from rich.table import Table as RichTable
 
-from benchsr.base.drawing import png
+from benchsr.base.drawing import drawn
 from benchsr.base.errors import InputError
 from benchsr.base.files import write_atomic
-from benchsr.base.text import escape, markdown_table
+from benchsr.base.text import markdown_table, templates
 from benchsr.leaderboard.contrasts import Contrast, Help, contrasts, helps
 from benchsr.leaderboard.flags import FLAGS, flags
 from benchsr.leaderboard.paper import (
@@ -192,7 +191,7 @@ def write_leaderboard(
     for name, table in board.tables.items():
         files[f"{name}.csv"] = _csv(frame(table))
         files[f"{name}.md"] = table_page(table, protocol)
-    figures = {f"{name}.png": png(figure) for name, figure in all_plots(board.tables, board.grid, protocol, cards)}
+    figures = {f"{name}.png": drawn(figure) for name, figure in all_plots(board.tables, board.grid, protocol, cards)}
     files |= figures
     files["paper-comparison.csv"] = _csv(board.beside_paper)
     files["claims.csv"] = _csv(claims_frame(board.judgements))
@@ -268,15 +267,8 @@ def _csv(data: pd.DataFrame) -> str:
 
 
 def _render(template: str, **values: object) -> str:
-    # The output is Markdown: the filter `md` escapes what comes from cards and records.
-    environment = Environment(
-        loader=PackageLoader("benchsr.leaderboard"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,
-    )
-    environment.filters |= {"md": escape, "markdown": markdown, "notes": notes, "show": show}
+    environment = templates("benchsr.leaderboard")
+    environment.filters |= {"markdown": markdown, "notes": notes, "show": show}
     environment.globals |= {
         "families": FAMILIES,
         "layouts": LAYOUTS,

@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 from scipy.stats import kendalltau
 
-from benchsr.base.drawing import png
+from benchsr.base.drawing import drawn
 from benchsr.base.text import escape
 from benchsr.leaderboard import Leaderboard, LeaderboardInfo, read_leaderboard, summary_table, tables, write_leaderboard
 from benchsr.leaderboard.paper import (
@@ -396,7 +396,7 @@ def test_plots_tell_many_models_apart_and_show_the_whole_legend(plot: Callable[.
     records = [r for c in known for threat in sweep for r in row(c.id, threat, (20, 25, 30))]
     figure = plot("paper", known, make_grid(records, dict.fromkeys(sweep, 3)), INFO)
     assert figure is not None
-    png(figure)  # lays it out
+    drawn(figure)  # lays it out
     [legend] = figure.legends
     lines = legend.get_lines()
     assert len({(str(line.get_color()), str(line.get_marker())) for line in lines}) == 30
@@ -456,7 +456,7 @@ def test_everything_follows_from_results_csv_alone(written: Written) -> None:
     for name, table in again.tables.items():
         assert table_page(table, again.protocol) == (written.folder / f"{name}.md").read_text(encoding="utf-8")
     figure = plot_table(again.tables["table1"], again.protocol)
-    assert png(figure) == (written.folder / "table1.png").read_bytes()
+    assert drawn(figure) == (written.folder / "table1.png").read_bytes()
 
 
 def test_report_says_what_it_must(written: Written) -> None:
