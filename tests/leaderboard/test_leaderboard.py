@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -386,7 +386,7 @@ def test_ranks_follow_the_resampled_images() -> None:
 class Written:
     board: Leaderboard
     folder: Path
-    seconds: float
+    calls: dict[str, int]
 
 
 @pytest.mark.parametrize("plot", [plot_scatter, plot_curves])
@@ -428,19 +428,29 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     folder = tmp_path_factory.mktemp("board")
     (folder / "curves-compact.md").write_text("of an earlier run")
     write_results(folder / "results.csv", records)
-    started = time.process_time()
-    write_leaderboard(folder, records, protocol=info, cards=known)
-    return Written(Leaderboard(info, known, records), folder, time.process_time() - started)
+    with pytest.MonkeyPatch.context() as patch:
+        calls = {function.__name__: _counted(patch, function) for function in (drawn, make_grid)}
+        write_leaderboard(folder, records, protocol=info, cards=known)
+    return Written(Leaderboard(info, known, records), folder, {name: next(count) for name, count in calls.items()})
 
 
-def test_all_files_are_written_quickly(written: Written) -> None:
+def _counted(patch: pytest.MonkeyPatch, function: Callable[..., object]) -> Iterator[int]:
+    """Count the calls of a function by the report from now on."""
+    count = itertools.count()
+    where = f"benchsr.leaderboard.report.{function.__name__}"
+    patch.setattr(where, lambda *args: (next(count), function(*args))[1])
+    return count
+
+
+def test_all_files_are_written_and_nothing_is_computed_twice(written: Written) -> None:
     stems = [f"{t}{s}" for t in ("table1", "table2", "table3", "standins") for s in ("", "-compact")]
     plots = [f"{p}{s}.png" for p in ("heatmap", "clean-vs-robust", "rank-stability") for s in ("", "-compact")]
     expected = {f"{stem}.{kind}" for stem in stems for kind in ("csv", "md", "png")}
     expected |= {*plots, "report.md", "claims.csv", "paper-comparison.csv", "leaderboard.json", "results.csv"}
     assert {path.name for path in written.folder.iterdir()} == expected
-    assert written.seconds < 10
-    for path in written.folder.glob("*.png"):
+    pictures = list(written.folder.glob("*.png"))
+    assert written.calls == {"drawn": len(pictures), "make_grid": 1}
+    for path in pictures:
         with Image.open(path) as image:
             assert image.width > 500
     table = pd.read_csv(written.folder / "table2.csv")
