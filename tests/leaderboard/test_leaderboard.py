@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -20,7 +20,15 @@ from scipy.stats import kendalltau
 
 from benchsr.base.drawing import drawn
 from benchsr.base.text import escape
-from benchsr.leaderboard import Leaderboard, LeaderboardInfo, read_leaderboard, summary_table, tables, write_leaderboard
+from benchsr.leaderboard import (
+    CardInfo,
+    Leaderboard,
+    LeaderboardInfo,
+    read_leaderboard,
+    summary,
+    tables,
+    write_leaderboard,
+)
 from benchsr.leaderboard.paper import (
     Verdict,
     beside_paper,
@@ -498,14 +506,38 @@ def test_report_says_what_it_must(written: Written) -> None:
     assert "<i>" not in text
 
 
+def printed(records: Sequence[Record], known: Mapping[str, CardInfo], width: int = 80) -> list[str]:
+    """The lines that a log without colours gets of a summary."""
+    console = Console(width=width, no_color=True, file=io.StringIO(), record=True)
+    for part in summary(records, known, width):
+        console.print(part)
+    return console.export_text().splitlines()
+
+
 def test_terminal_tables() -> None:
     records = row("bicubic", "clean", (20, 21, 22)) + row("compact-esrgan", "clean", (30, 31, 32))[:2]
-    made = summary_table([*records, *unavailable("esrgan", "no")], cards("bicubic", "compact-esrgan", "esrgan"))
-    console = Console(width=100, record=True, file=io.StringIO())
-    for table in made:
-        console.print(table)
-    text = " ".join(console.export_text().split())
+    known = cards("bicubic", "compact-esrgan", "esrgan")
+    text = " ".join(" ".join(printed([*records, *unavailable("esrgan", "no")], known)).split())
     assert "21.00" in text
     assert "30.50*" in text
     assert "no figures (see report.md): esrgan" in text
-    assert len(made) == 2
+    assert text.count("PSNR in dB") == 2
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_terminal_tables_keep_ids_whole(width: int) -> None:
+    """At 80 columns and at 200: every id of the zoo and of the threats on one line, and no line too long."""
+    known, longest = dict(zoo()), "x" * 64
+    known[longest] = card(longest, paper_row=False)
+    threats = [t for layout in LAYOUTS.values() for t in layout.threats]
+    absent = {"esrgan", "compact-certsr"}
+    records = [r for m in known for t in threats for r in row(m, t, (20, 21, 22)) if m not in absent]
+    records += [r for m in absent for r in unavailable(m, "no")]
+    lines = printed(records, known, width)
+    assert max(map(len, lines)) <= width
+    words = [word.rstrip(",") for line in lines for word in line.split()]
+    assert {*known, *threats} <= set(words)
+    headers = [line.split()[1:] for line in lines if line.startswith("model")]
+    assert {t for header in headers for t in header} == set(threats)
+    if width == 200:
+        assert max(map(len, headers)) > 8
