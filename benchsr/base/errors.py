@@ -7,11 +7,13 @@ class BenchsrError(Exception):
     """An error that a user can act on: it names culprit and fix. The command line prints it and exits with 2."""
 
 
-class UnknownIdError(BenchsrError):
+class UnknownIdError(BenchsrError, KeyError):
     """A name that no registry entry carries; the message suggests the nearest ones."""
 
+    __str__ = Exception.__str__  # KeyError's would put the message into quotes
 
-class CardError(BenchsrError):
+
+class CardError(BenchsrError, ValueError):
     """A model card or protocol file that does not follow its schema; the message names file and field."""
 
 
@@ -23,7 +25,7 @@ class IntegrityError(BenchsrError):
     """Bytes that are not what they should be: wrong hash, a pickle that would run code, an escaping path."""
 
 
-class InputError(BenchsrError):
+class InputError(BenchsrError, ValueError):
     """An image, tensor, option or results file that cannot be used as given."""
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from benchsr.base.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCALE = 4
 """The only super-resolution factor that benchsr evaluates."""

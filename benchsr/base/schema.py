@@ -1,21 +1,56 @@
-"""What the tables of cards, protocols and recipes have in common."""
+"""Files that people write (cards, protocols, recipes) as data: one base, and one way to say what is wrong with them."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Set
+from difflib import get_close_matches
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from benchsr.base.errors import CardError
 
 DIGITS = r"[0-9a-f]"
 
 Id = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")]
-
 Sha256 = Annotated[str, StringConstraints(pattern=rf"^{DIGITS}{{64}}$")]
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
 
 class Table(BaseModel):
-    """A table of a TOML file: frozen, and without fields that nobody knows."""
+    """A table of a TOML file: its fields cannot be changed, and no others are allowed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+T = TypeVar("T", bound=Table)
+
+
+def parse(schema: type[T], table: object, source: str, within: str = "") -> T:
+    """`table` as `schema` has it. Raises CardError that names `source`, each wrong field and what is wrong with it.
+
+    `within`: the field of the source that holds the table.
+    """
+    try:
+        return schema.model_validate(table)
+    except ValidationError as error:
+        known = _fields(schema)
+        raise CardError(f"{source}: " + "; ".join(_explain(e, known, within) for e in error.errors())) from error
+
+
+def _explain(error: Any, known: Set[str], within: str) -> str:
+    """One of pydantic's errors as "field: what is wrong"."""
+    place = [*([within] if within else []), *map(str, error["loc"])]
+    field = ".".join(place) or "file"
+    if error["type"] != "extra_forbidden":
+        return f"{field}: {error['msg'].removeprefix('Value error, ')}"
+    near = get_close_matches(place[-1], sorted(known), n=1)
+    return f"{field}: no such field" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def _fields(schema: type[Table]) -> set[str]:
+    """Names of all fields of the schema and of the tables in it."""
+    described = schema.model_json_schema()
+    tables = [described, *described.get("$defs", {}).values()]
+    return {name for table in tables for name in table.get("properties", {})}

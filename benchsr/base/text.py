@@ -1,10 +1,14 @@
-"""Text for Markdown and terminals."""
+"""Text for people to read: Markdown whose strange words are made safe, and templates."""
 
 from __future__ import annotations
 
 import html
 import re
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 def escape(text: object) -> str:
@@ -16,3 +20,18 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric
     """A GitHub Markdown table of cells that are Markdown already; columns from `numeric_from` on are aligned right."""
     rule = ["---" if i < numeric_from else "---:" for i in range(len(header))]
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *rows])
+
+
+def templates(package: str, *, is_html: bool = False) -> Environment:
+    """The environment of the templates in `package`/templates. HTML is escaped unasked, Markdown by the filter `md`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader(package),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=is_html,
+    )
+    environment.filters["md"] = escape
+    return environment

@@ -101,7 +101,7 @@ def run(
     """
     from benchsr.commands.run import evaluate
     from benchsr.evaluation.options import RunOptions
-    from benchsr.leaderboard import summary_table
+    from benchsr.leaderboard import summary
 
     options = RunOptions(
         dataset=dataset,
@@ -121,7 +121,7 @@ def run(
         console=out,
     )
     outcome = evaluate(models, threats, protocol, options)
-    for table in summary_table(outcome.planned, outcome.cards):
+    for table in summary(outcome.planned, outcome.cards):
         out.print(table)
     unavailable = {r.model: r.reason for r in outcome.planned if r.status is Status.UNAVAILABLE and r.image}
     if unavailable:

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from benchsr.base.drawing import save
 from benchsr.base.files import write_atomic
 from benchsr.base.pairs import SCALE
 from benchsr.data.images import write_image
@@ -105,7 +106,7 @@ def _plot_width(path: Path, certificate: Certificate) -> None:
     shown = axes.imshow(certificate.width[0].amax(0).cpu().numpy() * 255, cmap="viridis", vmin=0)
     figure.colorbar(shown, label="upper - lower, widest channel (1/255)")
     axes.set_axis_off()
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def _plot_curves(path: Path, eps: Sequence[float], curves: Mapping[int, Sequence[float]], sigma: float) -> None:
@@ -115,4 +116,4 @@ def _plot_curves(path: Path, eps: Sequence[float], curves: Mapping[int, Sequence
         axes.plot(eps, [w * 255 for w in widths], label=f"n = {n}")
     axes.set(xlabel=f"certified l2 radius (sigma {sigma:g})", ylabel="mean width (1/255)", ylim=(0, None))
     axes.legend()
-    figure.savefig(path, dpi=150)
+    save(figure, path)

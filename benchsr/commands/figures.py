@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from benchsr.base import drawing
 from benchsr.base.errors import InputError, ModelError
 from benchsr.base.files import cache_dir, write_atomic
 from benchsr.base.inference import one_thread, pick_device
@@ -210,10 +210,8 @@ def save(scene: Scene, folder: Path) -> dict[str, Any]:
     name = f"{scene.sample.id}-{scene.threat}{FAMILIES[scene.family][0]}"
     entry: dict[str, Any] = {"title": scene.title, "factor": scene.factor, "panels": []}
     figure = draw(scene)
-    for kind, metadata in {"png": {"Software": None}, "pdf": {"CreationDate": None}}.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=130, metadata=metadata)
-        write_atomic(folder / f"{name}.{kind}", buffer.getvalue())
+    for kind in ("png", "pdf"):
+        drawing.save(figure, folder / f"{name}.{kind}")
         entry[kind] = f"{name}.{kind}"
     for part, title, image, caption in panels(scene):
         write_image(folder / name / f"{part}.png", scene.window(image))

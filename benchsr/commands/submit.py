@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 
 from benchsr.base.errors import CardError
 from benchsr.base.files import write_atomic
-from benchsr.base.text import escape, markdown_table
+from benchsr.base.text import escape, markdown_table, templates
 from benchsr.commands.report import about_leaderboard
 from benchsr.commands.run import evaluate
 from benchsr.data.datasets import load_dataset
@@ -123,16 +122,8 @@ def row(records: Sequence[Record], info: LeaderboardInfo) -> str:
 def _text(
     card: Card, network: str, records: Sequence[Record], differences: Sequence[str], info: LeaderboardInfo
 ) -> str:
-    environment = Environment(  # Markdown: what comes from the card goes through the filter md
-        loader=PackageLoader("benchsr.commands"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,
-    )
-    environment.filters["md"] = escape
     raised = sorted({flag for found in flags(records).values() for flag in found})
     values = {"card": card, "network": network, "protocol": info, "row": row(records, info), "differences": differences}
     values |= {"failed": sum(r.status is Status.FAILED for r in records), "confidence": f"{CONFIDENCE:.0%}"}
     values |= {"flags": {flag: FLAGS[flag] for flag in raised}, "repeated": [t for t in REPEATED if t in info.threats]}
-    return environment.get_template("submission.md.j2").render(values)
+    return templates("benchsr.commands").get_template("submission.md.j2").render(values)

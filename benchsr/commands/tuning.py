@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+from benchsr.base.drawing import GRID
 from benchsr.base.errors import InputError
 from benchsr.base.files import sha256_file, write_atomic
 from benchsr.base.inference import full_float32
@@ -111,6 +112,6 @@ def plot(figures: pd.DataFrame, title: str) -> Figure:
             axes.plot(rows["sigma"], rows[metric], marker="o", label=threat)
         better = "higher" if METRICS[metric].higher_is_better else "lower"
         axes.set(xlabel="sigma", ylabel=f"{METRICS[metric].title}, {better} is better")
-        axes.grid(color="#dddddd", linewidth=0.7)
+        axes.grid(color=GRID, linewidth=0.7)
     axes.legend(fontsize=8)
     return figure

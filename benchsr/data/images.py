@@ -97,6 +97,8 @@ def opened(path: str | Path, min_side: int) -> Iterator[Image.Image]:
             yield image
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except InputError:
+        raise
     except (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read as an image ({error}); give a whole PNG, JPEG or TIFF file") from None
 

@@ -6,24 +6,20 @@ import tomllib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from benchsr.base.errors import BenchsrError, CardError, InputError
 from benchsr.base.files import digest
 from benchsr.base.registry import Registry
-from benchsr.base.schema import Table
+from benchsr.base.schema import Id, Table, Text, parse
 from benchsr.metrics.objective import PerceptualNet
 from benchsr.metrics.quality import MetricSettings
 from benchsr.threats.table import FIXED, THREATS, Setting, Threat, load_threat
 
 CODE_VERSION = 1
 """Raised whenever a change of code changes a figure; part of every key and fingerprint."""
-
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")]
-
-Text = Annotated[str, StringConstraints(max_length=2000)]
 
 
 class ObjectiveSettings(Table):
@@ -41,7 +37,7 @@ class Protocol(Table):
     with noise that no attack has seen, and its figures are means.
     """
 
-    id: Name
+    id: Id
     title: Text
     notes: tuple[Text, ...] = ()
     dataset: str = Field(max_length=1000)
@@ -99,7 +95,7 @@ class Protocol(Table):
         fields |= {name: value for name, value in given.items() if value is not None}
         if perceptual_net is not None:
             fields["objective"]["perceptual_net"] = perceptual_net
-        return _validated(fields, "option")
+        return parse(Protocol, fields, "option")
 
     def figures(self) -> dict[str, Any]:
         """Everything that can change a figure, every threat's settings spelled out."""
@@ -169,19 +165,11 @@ def protocols() -> Registry[Protocol]:
 
 def _read(path: Path) -> Protocol:
     try:
-        return _validated(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+        return parse(Protocol, tomllib.loads(path.read_text(encoding="utf-8")), str(path))
     except OSError as error:
         raise CardError(f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CardError(f"{path}: not valid TOML: {error}") from None
-
-
-def _validated(fields: Mapping[str, Any], source: str) -> Protocol:
-    try:
-        return Protocol.model_validate(fields)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
-        raise CardError(f"{source}: {problems}") from None
 
 
 def select_threats(threats: str, protocol: Protocol) -> list[str]:

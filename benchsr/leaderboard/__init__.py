@@ -1,6 +1,6 @@
 """Records folded into tables with intervals, plots, a report, and the paper's claims checked."""
 
-from benchsr.leaderboard.report import Leaderboard, read_leaderboard, summary_table, write_leaderboard
+from benchsr.leaderboard.report import Leaderboard, read_leaderboard, summary, write_leaderboard
 from benchsr.leaderboard.tables import CardInfo, LeaderboardInfo, tables
 
 __all__ = [
@@ -8,7 +8,7 @@ __all__ = [
     "Leaderboard",
     "LeaderboardInfo",
     "read_leaderboard",
-    "summary_table",
+    "summary",
     "tables",
     "write_leaderboard",
 ]

@@ -14,15 +14,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import rankdata
 
-from benchsr.base.drawing import COLOURS, MARKERS
+from benchsr.base.drawing import COLOURS, GREY, GRID, MARKERS
 from benchsr.leaderboard.scores import NOT_RUN, SCORED, SIGN, Cell, Floats, Grid, average, interval
 from benchsr.leaderboard.tables import AVERAGE, FAMILIES, LAYOUTS, CardInfo, LeaderboardInfo, Table, family_cards
 from benchsr.metrics.quality import METRICS
 from benchsr.threats.table import SWEEP, THREATS
 
 ATTACKS = LAYOUTS["table2"].threats
-
-_GREY = "#666666"
 
 
 def _axis_title(metric: str) -> str:
@@ -69,12 +67,12 @@ def _panels(
         ax.set_ylim(len(labels) - 0.5, -0.5)
         ax.set_yticks(rows, labels, fontsize=9)
         ax.tick_params(axis="x", labelsize=8)
-        ax.grid(axis="x", color="#dddddd", linewidth=0.7)
+        ax.grid(axis="x", color=GRID, linewidth=0.7)
         ax.set_axisbelow(True)
         for edge in ("top", "right", "left"):
             ax.spines[edge].set_visible(False)
         ax.tick_params(axis="y", length=0)
-    figure.supxlabel(text, fontsize=7.5, color=_GREY)
+    figure.supxlabel(text, fontsize=7.5, color=GREY)
     return figure, list(axes), rows
 
 
@@ -86,7 +84,7 @@ def _stripes(ax: Axes, rows: Floats) -> None:
 def _empty(caption: str, text: str) -> Figure:
     figure = Figure(figsize=(11, 1.8), layout="constrained")
     figure.suptitle(caption, fontsize=10)
-    figure.text(0.5, 0.35, text, ha="center", va="center", fontsize=11, color=_GREY)
+    figure.text(0.5, 0.35, text, ha="center", va="center", fontsize=11, color=GREY)
     return figure
 
 
@@ -157,10 +155,10 @@ def plot_scatter(family: str, cards: Sequence[CardInfo], grid: Grid, protocol: L
         ax.set_xlabel(f"clean {METRICS[metric].title}", fontsize=9)
         ax.set_ylabel(f"attacked {METRICS[metric].title}", fontsize=9)
         ax.tick_params(labelsize=8)
-        ax.grid(color="#dddddd", linewidth=0.7)
+        ax.grid(color=GRID, linewidth=0.7)
         ax.set_axisbelow(True)
         corner = "top right" if SIGN[i] > 0 else "bottom left"
-        ax.set_title(f"better: {corner}", fontsize=8, color=_GREY)
+        ax.set_title(f"better: {corner}", fontsize=8, color=GREY)
     return figure
 
 
@@ -256,7 +254,7 @@ def plot_curves(family: str, cards: Sequence[CardInfo], grid: Grid, protocol: Le
         ax.set_xticks(eps, [f"{e:g}" for e in eps], fontsize=8)
         ax.set_xlabel("eps (1/255)", fontsize=9)
         ax.set_ylabel(_axis_title(metric), fontsize=9)
-        ax.grid(color="#dddddd", linewidth=0.7)
+        ax.grid(color=GRID, linewidth=0.7)
     return figure
 
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from rich.markup import escape as escape_rich
+from rich.box import SIMPLE_HEAD
+from rich.console import RenderableType
 from rich.table import Table as RichTable
+from rich.text import Text
 
-from benchsr.base.drawing import png
+from benchsr.base.drawing import drawn
 from benchsr.base.errors import InputError
 from benchsr.base.files import write_atomic
-from benchsr.base.text import escape, markdown_table
+from benchsr.base.text import markdown_table, templates
 from benchsr.leaderboard.contrasts import Contrast, Help, contrasts, helps
 from benchsr.leaderboard.flags import FLAGS, flags
 from benchsr.leaderboard.paper import (
@@ -59,7 +60,10 @@ PREFIXES = {"paper": "", "compact": COMPACT}
 """How each family spells the ids of the paper's models."""
 
 SUMMARIES = (("table1", "table2", "table3", "standins"), ("adaptive", "curves"))
-"""Tables that share one on the terminal."""
+"""Tables that share those on the terminal."""
+
+GAP, FIGURE = 2, 6
+"""Characters between the terminal's columns, and of a figure there."""
 
 CHANGES = (("noise", "clean"), ("pgd", "clean"), ("pgd", "noise"))
 """Pairs of threats whose paired difference the report gives for each model."""
@@ -192,7 +196,7 @@ def write_leaderboard(
     for name, table in board.tables.items():
         files[f"{name}.csv"] = _csv(frame(table))
         files[f"{name}.md"] = table_page(table, protocol)
-    figures = {f"{name}.png": png(figure) for name, figure in all_plots(board.tables, board.grid, protocol, cards)}
+    figures = {f"{name}.png": drawn(figure) for name, figure in all_plots(board.tables, board.grid, protocol, cards)}
     files |= figures
     files["paper-comparison.csv"] = _csv(board.beside_paper)
     files["claims.csv"] = _csv(claims_frame(board.judgements))
@@ -231,32 +235,48 @@ def report(board: Leaderboard, plots: Sequence[str]) -> str:
     return _render("report.md.j2", board=board, protocol=board.protocol, plots=plots, printed=judge_printed())
 
 
-def summary_table(records: Sequence[Record], cards: Mapping[str, CardInfo]) -> list[RichTable]:
-    """The terminal's tables, for each family one of the paper's threats and one of those beyond: PSNR (dB) above LPIPS,
-    means over images, an asterisk where images are missing. Models without any figure are named below.
+def summary(records: Sequence[Record], cards: Mapping[str, CardInfo], width: int = 80) -> Iterator[RenderableType]:
+    """The terminal's tables of `width` characters at most, and words about them: PSNR (dB) above LPIPS, means over
+    images, an asterisk where images are missing. Each family has its own, of as many threats as fit; ids stay whole.
     """
     scored = [r for r in records if r.status is Status.OK]
     expected = {t: len({r.image for r in records if r.threat == t}) for t in {r.threat for r in scored}}
-    grid, made = make_grid(records, expected), []
+    grid = make_grid(records, expected)
     for family, (_, name) in FAMILIES.items():
         members = [card for card in family_cards(family, grid, cards) if any(model == card.id for model, _ in grid)]
+        shown = [card for card in members if any(grid[key].n for key in grid if key[0] == card.id)]
+        if shown:
+            yield Text(f"\n{name[0].upper()}{name[1:]}: PSNR in dB above LPIPS, means over images")
         for group in SUMMARIES:
             threats = [t for layout in group for t in LAYOUTS[layout].threats if t in expected]
-            shown = [card for card in members if any(grid.get((card.id, t), NOT_RUN).n for t in threats)]
-            if not shown:
-                continue
-            table = RichTable(title=f"{name[0].upper()}{name[1:]}: PSNR in dB, LPIPS", title_justify="left")
-            table.add_column("model", overflow="fold")
-            for threat in threats:
-                table.add_column(threat.replace("-", "-\n"), justify="right", overflow="fold")
-            for card in shown:
-                cells = [grid.get((card.id, t), NOT_RUN) for t in threats]
-                table.add_row(escape_rich(card.id), *(_brief(cell) for cell in cells))
-            absent = [card.id for card in members if card not in shown]
-            if absent:
-                table.caption = f"no figures (see report.md): {', '.join(map(escape_rich, absent))}"
-            made.append(table)
-    return made
+            rows = [card.id for card in shown if any(grid.get((card.id, t), NOT_RUN).n for t in threats)]
+            for part in _fitting(threats, max(map(len, rows), default=0), width):
+                yield _brief_table(part, rows, grid)
+        if shown and len(shown) < len(members):
+            absent = ", ".join(card.id for card in members if card not in shown)
+            yield Text(f"no figures (see report.md): {absent}")
+
+
+def _fitting(threats: Sequence[str], label: int, width: int) -> Iterator[list[str]]:
+    """Cut `threats` into as few parts as fit into `width` beside a label of `label` characters, one at the least."""
+    part: list[str] = []
+    for threat in threats:
+        if part and label + sum(GAP + max(len(t), FIGURE) for t in [*part, threat]) > width:
+            yield part
+            part = []
+        part.append(threat)
+    if part:
+        yield part
+
+
+def _brief_table(threats: Sequence[str], models: Sequence[str], grid: Grid) -> RichTable:
+    table = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("model", no_wrap=True)
+    for threat in threats:
+        table.add_column(threat, justify="right", no_wrap=True)
+    for model in models:
+        table.add_row(Text(model), *(_brief(grid.get((model, threat), NOT_RUN)) for threat in threats))
+    return table
 
 
 def _brief(cell: Cell) -> str:
@@ -268,15 +288,8 @@ def _csv(data: pd.DataFrame) -> str:
 
 
 def _render(template: str, **values: object) -> str:
-    # The output is Markdown: the filter `md` escapes what comes from cards and records.
-    environment = Environment(
-        loader=PackageLoader("benchsr.leaderboard"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,
-    )
-    environment.filters |= {"md": escape, "markdown": markdown, "notes": notes, "show": show}
+    environment = templates("benchsr.leaderboard")
+    environment.filters |= {"markdown": markdown, "notes": notes, "show": show}
     environment.globals |= {
         "families": FAMILIES,
         "layouts": LAYOUTS,

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from pydantic import Field, PrivateAttr, StringConstraints, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, StringConstraints, model_validator
 
 from benchsr.base.downloads import package_file, package_path, url_file, url_path
 from benchsr.base.errors import CardError, IntegrityError, UnavailableError
 from benchsr.base.files import cache_dir, require_sha256, shown
-from benchsr.base.schema import DIGITS, Id, Sha256, Table, Text
+from benchsr.base.schema import DIGITS, Id, Sha256, Table, Text, parse
 
 MAX_CARD_BYTES = 64 << 10
 
@@ -219,36 +218,20 @@ class Card(Table):
         return self
 
 
-_FIELDS = {
-    field
-    for table in (Card, Smoothing, FileSource, PackageSource, UrlSource, ManualSource, AdapterSource)
-    for field in table.model_fields
-}
-
-
-def _explain(error: Any) -> str:
-    """One of pydantic's errors as "field: what is wrong"."""
-    field = ".".join(str(part) for part in error["loc"]) or "card"
-    if error["type"] != "extra_forbidden":
-        return f"{field}: {error['msg'].removeprefix('Value error, ')}"
-    near = get_close_matches(str(error["loc"][-1]), _FIELDS, n=1)
-    return f"{field}: no such field" + (f"; did you mean {near[0]!r}?" if near else "")
-
-
 def read_card(path: Path) -> Card:
     """The card in `path`. Raises CardError, naming file and field, where it does not follow the schema."""
     try:
         with path.open("rb") as file:
             text = file.read(MAX_CARD_BYTES + 1)
-        if len(text) > MAX_CARD_BYTES:
-            raise CardError(f"{path}: a card may have {MAX_CARD_BYTES} bytes at most")
-        card = Card.model_validate(tomllib.loads(text.decode()))
     except OSError as error:
         raise CardError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValidationError as error:
-        raise CardError(f"{path}: " + "; ".join(map(_explain, error.errors()))) from error
+    if len(text) > MAX_CARD_BYTES:
+        raise CardError(f"{path}: a card may have {MAX_CARD_BYTES} bytes at most")
+    try:
+        table = tomllib.loads(text.decode())
     except (ValueError, RecursionError) as error:
         raise CardError(f"{path}: not a TOML file ({error})") from error
+    card = parse(Card, table, str(path))
     if card.id != path.stem:
         raise CardError(f"{path}: id: {card.id!r} must be the file's name without .toml, {path.stem!r}")
     card._folder = path.absolute().parent

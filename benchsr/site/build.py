@@ -12,12 +12,13 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from matplotlib.figure import Figure
 
-from benchsr.base.drawing import svg
+from benchsr.base.drawing import save
 from benchsr.base.errors import InputError
 from benchsr.base.files import write_atomic
+from benchsr.base.text import templates
 from benchsr.evaluation.ledger import stored_protocol
 from benchsr.leaderboard import Leaderboard, read_leaderboard
 from benchsr.leaderboard.flags import FLAGS, flags
@@ -218,13 +219,7 @@ def serve_site(folder: Path, port: int = 8000) -> None:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("benchsr.site"),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("benchsr.site", is_html=True)
     environment.filters |= {"notes": notes, "describe": _describe}
     environment.globals |= {
         "families": FAMILIES,
@@ -247,7 +242,7 @@ def _write_plots(board: Leaderboard, out: Path) -> Iterator[tuple[str, str]]:
     """Write the leaderboard's plots as SVG; yields (family, path from the page)."""
     for name, figure in all_plots(board.tables, board.grid, board.protocol, board.cards):
         path = f"plots/{board.protocol.id}/{name}.svg"
-        write_atomic(out / path, svg(figure))
+        save(figure, out / path)
         yield ("compact" if name.endswith(FAMILIES["compact"][0]) else "paper"), path
 
 
@@ -256,7 +251,7 @@ def _write_curves(model: str, sheets: Sequence[Sheet], out: Path) -> Iterator[tu
         cells = {row.card.id: [sheet.board.grid.get((row.card.id, t), NOT_RUN) for t in CURVE] for row in sheet.rows}
         if model in cells and sum(cell.ok for cell in cells[model]) > 1:
             path = f"plots/{sheet.board.protocol.id}/curve-{sheet.family}-{model}.svg"
-            write_atomic(out / path, svg(plot_curves(model, cells)))
+            save(plot_curves(model, cells), out / path)
             yield sheet, path
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.figure
 import pandas as pd
 
+from benchsr.base.drawing import save
 from benchsr.train.loop import LOG_COLUMNS
 
 
@@ -33,5 +34,5 @@ def plot_curves(folder: Path, window: int = 50) -> Path:
         axes.set_xlabel("step")
         axes.legend()
     path = folder / "curves.png"
-    figure.savefig(path, dpi=90)
+    save(figure, path)
     return path

@@ -10,6 +10,8 @@ import matplotlib.figure
 import torch
 from torch import Tensor
 
+from benchsr.base.drawing import save
+
 SMOOTH = 0.05
 """The share of the crops, the smoothest, that the statistics are taken over."""
 
@@ -74,5 +76,5 @@ def plot_noise(sets: Mapping[str, Tensor], path: Path) -> dict[str, NoiseStatist
     autocorrelation.set(title="autocorrelation", xlabel="lag in LR pixels")
     spectrum.set(title="spectrum", xlabel="cycles a crop", ylabel="power", yscale="log")
     autocorrelation.legend()
-    figure.savefig(path, dpi=90)
+    save(figure, path)
     return found

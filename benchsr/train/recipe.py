@@ -6,10 +6,10 @@ import hashlib
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from benchsr.base.errors import BenchsrError, CardError
-from benchsr.base.schema import Table
+from benchsr.base.schema import Table, parse
 from benchsr.metrics.objective import PerceptualNet
 from benchsr.threats.table import Threat, load_threat
 from benchsr.train.domains import check_source
@@ -183,9 +183,4 @@ def parse_recipe(table: dict[str, Any] | None, card_id: str) -> Recipe:
     """The `[recipe]` table of card `card_id`. Raises CardError, naming card and field, where it breaks the schema."""
     if table is None:
         raise CardError(f"model {card_id!r} has no [recipe] in its card, so it cannot be trained here")
-    try:
-        return Recipe.model_validate(table)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise CardError(f"card {card_id!r}, recipe.{field}: {first['msg']}") from error
+    return parse(Recipe, table, f"card {card_id!r}", within="recipe")

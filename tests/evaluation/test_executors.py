@@ -6,7 +6,7 @@ import importlib.util
 import multiprocessing
 import re
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from benchsr.evaluation import executors
 from benchsr.evaluation.executors import (
     Executor,
     InProcess,
-    MakeWorker,
     Processes,
     WorkerLostError,
     load_executor,
@@ -204,26 +203,3 @@ def test_unusable_options(arguments: tuple[str, ...], message: str) -> None:
 def test_unknown_executor() -> None:
     with pytest.raises(UnknownIdError, match="local"):
         load_executor("locale")
-
-
-class Instant(InProcess):
-    """Computes nothing: what a run takes is the runner's own work."""
-
-    def run(self, make: MakeWorker, cells: Sequence[Cell]) -> Generator[Record, None, None]:
-        for cell in cells:
-            yield from (
-                replace(r, psnr=30.0, ssim=0.9, lpips=0.1, attack_linf=0.0, attack_l2=0.0) for r in cell.records
-            )
-
-
-@pytest.mark.slow
-def test_the_runner_takes_under_5_ms_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BENCHSR_CACHE", str(tmp_path / "user-cache"))
-    bench = make_bench(tmp_path, n_images=500)
-    models = ",".join(toy_card(tmp_path, f"toy-{i}", seed=i) for i in range(5))
-    started = time.process_time()
-    outcome = bench.run("out", Instant(CPU), models, threats="clean,noise,fgsm,pgd")
-    taken = (time.process_time() - started) / outcome.computed
-    print(f"\n{outcome.computed} cells, {1000 * taken:.2f} ms of the runner for each")
-    assert outcome.computed == 10_000
-    assert taken < 0.005

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -18,9 +18,17 @@ from PIL import Image
 from rich.console import Console
 from scipy.stats import kendalltau
 
-from benchsr.base.drawing import png
+from benchsr.base.drawing import drawn
 from benchsr.base.text import escape
-from benchsr.leaderboard import Leaderboard, LeaderboardInfo, read_leaderboard, summary_table, tables, write_leaderboard
+from benchsr.leaderboard import (
+    CardInfo,
+    Leaderboard,
+    LeaderboardInfo,
+    read_leaderboard,
+    summary,
+    tables,
+    write_leaderboard,
+)
 from benchsr.leaderboard.paper import (
     Verdict,
     beside_paper,
@@ -386,7 +394,7 @@ def test_ranks_follow_the_resampled_images() -> None:
 class Written:
     board: Leaderboard
     folder: Path
-    seconds: float
+    calls: dict[str, int]
 
 
 @pytest.mark.parametrize("plot", [plot_scatter, plot_curves])
@@ -396,7 +404,7 @@ def test_plots_tell_many_models_apart_and_show_the_whole_legend(plot: Callable[.
     records = [r for c in known for threat in sweep for r in row(c.id, threat, (20, 25, 30))]
     figure = plot("paper", known, make_grid(records, dict.fromkeys(sweep, 3)), INFO)
     assert figure is not None
-    png(figure)  # lays it out
+    drawn(figure)  # lays it out
     [legend] = figure.legends
     lines = legend.get_lines()
     assert len({(str(line.get_color()), str(line.get_marker())) for line in lines}) == 30
@@ -428,19 +436,29 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     folder = tmp_path_factory.mktemp("board")
     (folder / "curves-compact.md").write_text("of an earlier run")
     write_results(folder / "results.csv", records)
-    started = time.process_time()
-    write_leaderboard(folder, records, protocol=info, cards=known)
-    return Written(Leaderboard(info, known, records), folder, time.process_time() - started)
+    with pytest.MonkeyPatch.context() as patch:
+        calls = {function.__name__: _counted(patch, function) for function in (drawn, make_grid)}
+        write_leaderboard(folder, records, protocol=info, cards=known)
+    return Written(Leaderboard(info, known, records), folder, {name: next(count) for name, count in calls.items()})
 
 
-def test_all_files_are_written_quickly(written: Written) -> None:
+def _counted(patch: pytest.MonkeyPatch, function: Callable[..., object]) -> Iterator[int]:
+    """Count the calls of a function by the report from now on."""
+    count = itertools.count()
+    where = f"benchsr.leaderboard.report.{function.__name__}"
+    patch.setattr(where, lambda *args: (next(count), function(*args))[1])
+    return count
+
+
+def test_all_files_are_written_and_nothing_is_computed_twice(written: Written) -> None:
     stems = [f"{t}{s}" for t in ("table1", "table2", "table3", "standins") for s in ("", "-compact")]
     plots = [f"{p}{s}.png" for p in ("heatmap", "clean-vs-robust", "rank-stability") for s in ("", "-compact")]
     expected = {f"{stem}.{kind}" for stem in stems for kind in ("csv", "md", "png")}
     expected |= {*plots, "report.md", "claims.csv", "paper-comparison.csv", "leaderboard.json", "results.csv"}
     assert {path.name for path in written.folder.iterdir()} == expected
-    assert written.seconds < 10
-    for path in written.folder.glob("*.png"):
+    pictures = list(written.folder.glob("*.png"))
+    assert written.calls == {"drawn": len(pictures), "make_grid": 1}
+    for path in pictures:
         with Image.open(path) as image:
             assert image.width > 500
     table = pd.read_csv(written.folder / "table2.csv")
@@ -456,7 +474,7 @@ def test_everything_follows_from_results_csv_alone(written: Written) -> None:
     for name, table in again.tables.items():
         assert table_page(table, again.protocol) == (written.folder / f"{name}.md").read_text(encoding="utf-8")
     figure = plot_table(again.tables["table1"], again.protocol)
-    assert png(figure) == (written.folder / "table1.png").read_bytes()
+    assert drawn(figure) == (written.folder / "table1.png").read_bytes()
 
 
 def test_report_says_what_it_must(written: Written) -> None:
@@ -488,14 +506,38 @@ def test_report_says_what_it_must(written: Written) -> None:
     assert "<i>" not in text
 
 
+def printed(records: Sequence[Record], known: Mapping[str, CardInfo], width: int = 80) -> list[str]:
+    """The lines that a log without colours gets of a summary."""
+    console = Console(width=width, no_color=True, file=io.StringIO(), record=True)
+    for part in summary(records, known, width):
+        console.print(part)
+    return console.export_text().splitlines()
+
+
 def test_terminal_tables() -> None:
     records = row("bicubic", "clean", (20, 21, 22)) + row("compact-esrgan", "clean", (30, 31, 32))[:2]
-    made = summary_table([*records, *unavailable("esrgan", "no")], cards("bicubic", "compact-esrgan", "esrgan"))
-    console = Console(width=100, record=True, file=io.StringIO())
-    for table in made:
-        console.print(table)
-    text = " ".join(console.export_text().split())
+    known = cards("bicubic", "compact-esrgan", "esrgan")
+    text = " ".join(" ".join(printed([*records, *unavailable("esrgan", "no")], known)).split())
     assert "21.00" in text
     assert "30.50*" in text
     assert "no figures (see report.md): esrgan" in text
-    assert len(made) == 2
+    assert text.count("PSNR in dB") == 2
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_terminal_tables_keep_ids_whole(width: int) -> None:
+    """At 80 columns and at 200: every id of the zoo and of the threats on one line, and no line too long."""
+    known, longest = dict(zoo()), "x" * 64
+    known[longest] = card(longest, paper_row=False)
+    threats = [t for layout in LAYOUTS.values() for t in layout.threats]
+    absent = {"esrgan", "compact-certsr"}
+    records = [r for m in known for t in threats for r in row(m, t, (20, 21, 22)) if m not in absent]
+    records += [r for m in absent for r in unavailable(m, "no")]
+    lines = printed(records, known, width)
+    assert max(map(len, lines)) <= width
+    words = [word.rstrip(",") for line in lines for word in line.split()]
+    assert {*known, *threats} <= set(words)
+    headers = [line.split()[1:] for line in lines if line.startswith("model")]
+    assert {t for header in headers for t in header} == set(threats)
+    if width == 200:
+        assert max(map(len, headers)) > 8

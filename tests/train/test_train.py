@@ -136,10 +136,8 @@ def test_resuming_after_kill_9_takes_the_same_steps(folder: Path, tmp_path: Path
     here = Path(__file__).parent
     script = textwrap.dedent(KILLED).format(paths=[str(here), str(here.parent)], folder=str(folder), out=str(out))
     process = subprocess.Popen([sys.executable, "-c", script])
-    deadline = time.monotonic() + 120
     while not (out / "log.csv").exists() or len(log_rows(out)) < 8:
         assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline, "the run did not get going"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
