@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,16 @@ from conftest import tiny_rrdb
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from benchsr.results.records import Record
+
+SCORES = ("psnr", "ssim", "lpips")
+
+
+def changed(record: Record, **changes: Any) -> Record:
+    """`record` with other fields and, by the metrics' names, other figures; None takes a figure away."""
+    figures = {**record.scores, **{name: changes.pop(name) for name in SCORES if name in changes}}
+    return replace(record, scores={k: v for k, v in figures.items() if v is not None}, **changes)
 
 
 class FakeLpips(nn.Module):

@@ -146,9 +146,9 @@ def scenes(
 def figures_of(record: Record) -> str:
     """PSNR, SSIM and LPIPS of a line of results in words."""
     parts = []
-    for name in ("psnr", "ssim", "lpips"):
+    for name, value in record.scores.items():
         metric = METRICS[name]
-        parts.append(f"{metric.title} {getattr(record, name):.{DECIMALS[name]}f} {metric.unit}".strip())
+        parts.append(f"{metric.title} {value:.{DECIMALS.get(name, 3)}f} {metric.unit}".strip())
     return " · ".join(parts)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from benchsr.evaluation.worker import Worker, slowest_first
 from benchsr.leaderboard import write_leaderboard
 from benchsr.models.cards import Card
 from benchsr.models.zoo import availability, select_cards, zoo
-from benchsr.results.records import Record, Status
+from benchsr.results.records import Record, Status, flat
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def run(
     """
     given = {name: value for name, value in locals().items() if name in RunOptions.__dataclass_fields__}
     outcome = evaluate(models, threats, protocol, RunOptions(**given))
-    return pd.DataFrame([asdict(record) for record in outcome.planned])
+    return pd.DataFrame([flat(record) for record in outcome.planned])
 
 
 def _progress(console: Console) -> Progress:

@@ -24,10 +24,8 @@ from benchsr.leaderboard.tables import expected_images, show
 from benchsr.metrics.quality import METRICS
 from benchsr.models.cards import Card
 from benchsr.models.zoo import load_card, network_key, zoo, zoo_dir
-from benchsr.results.records import Record, Status
+from benchsr.results.records import TIMINGS, Record, Status, flat
 from benchsr.threats.table import THREATS
-
-FIGURES = (*SCORED, "attack_linf", "attack_l2", "loss_clean", "loss_attacked")
 
 REPEATED = ("clean", "noise", "fgsm", "pgd")
 """Threats computed twice from nothing: those of them that the protocol has."""
@@ -92,11 +90,10 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> list[str]:
     """Figures of the same evaluations that differ at all, in words."""
     again = {(r.threat, r.image): r for r in second}
     return [
-        f"{r.threat} / {r.image}: {name} {getattr(r, name)} and then {getattr(other, name)}"
+        f"{r.threat} / {r.image}: {name} {value} and then {flat(again[r.threat, r.image]).get(name)}"
         for r in first
-        for other in [again[r.threat, r.image]]
-        for name in FIGURES
-        if getattr(r, name) != getattr(other, name)
+        for name, value in flat(r).items()
+        if name not in TIMINGS and flat(again[r.threat, r.image]).get(name) != value
     ]
 
 

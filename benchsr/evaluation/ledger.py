@@ -116,7 +116,7 @@ class Ledger:
         with locked(self.results):
             self._require_ours()
             self._name_environment()
-            append_record(self.results, named)
+            append_record(self.results, named, self.protocol.metrics.names)
             append_timing(self.timings, named)
         return named
 
@@ -141,7 +141,7 @@ class Ledger:
                     "%d figures of %s were made with other weights, data or settings than today's; they are kept as %s",
                     *(len(figures), models, aside.name),
                 )
-            write_results(self.results, [record for record in known if record not in outdated])
+            write_results(self.results, [r for r in known if r not in outdated], self.protocol.metrics.names)
 
     def merge(self, planned: Sequence[Record], done: Mapping[str, Record]) -> list[Record]:
         """Write the lines of this run (`done`: those that have figures, by key) beside those of others; returns all."""
@@ -154,7 +154,7 @@ class Ledger:
             # A model that failed or was unavailable as a whole has one line, without an image.
             earlier = [r for r in known if r.status is Status.OK or (r.model, r.threat) not in pairs]
             records = [r for r in earlier if identity(r) not in mine] + ours
-            write_results(self.results, records)
+            write_results(self.results, records, self.protocol.metrics.names)
             write_timings(self.timings, records)
         return records
 

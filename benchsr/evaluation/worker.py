@@ -277,9 +277,7 @@ class Worker:
         delta = (attacked.lr - sample.lr).double()
         record = replace(
             template,
-            psnr=figures["psnr"],
-            ssim=figures["ssim"],
-            lpips=figures["lpips"],
+            scores=figures,
             attack_linf=None if paired else float(delta.abs().max()),
             attack_l2=None if paired else float(delta.norm()),
             loss_clean=report.loss_clean,

@@ -73,9 +73,11 @@ def worst_case(records: Iterable[Record], threats: Sequence[str], expected: int)
     models: dict[str, list[Record]] = {}
     for (model, _), found in images.items():
         if {r.threat for r in found} == set(threats):
-            scores = np.array([[getattr(r, metric) for metric in SCORED] for r in found], dtype=np.float64)
+            scores = np.array([[r.scores.get(metric, np.nan) for metric in SCORED] for r in found])
             worst = SIGN * (SIGN * scores).min(axis=0)
-            models.setdefault(model, []).append(replace(found[0], **dict(zip(SCORED, worst.tolist(), strict=True))))
+            models.setdefault(model, []).append(
+                replace(found[0], scores=dict(zip(SCORED, worst.tolist(), strict=True)))
+            )
     return {model: make_cell(rows, expected) for model, rows in models.items()}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import log10, nan
 from statistics import fmean
 
-from benchsr.results.records import Record, Status
+from benchsr.results.records import Record, Status, flat
 from benchsr.threats.table import THREATS
 
 FLAGS: Mapping[str, str] = {
@@ -82,5 +82,5 @@ def _images(records: Sequence[Record]) -> set[str]:
 
 def _mean(records: Sequence[Record], field: str) -> float:
     """Mean of a column; NaN, which compares as False with everything, where a value is missing."""
-    values = [getattr(record, field) for record in records]
+    values = [flat(record).get(field) for record in records]
     return nan if None in values else fmean(values)

@@ -51,7 +51,7 @@ from benchsr.leaderboard.tables import (
     show,
 )
 from benchsr.metrics.quality import METRICS
-from benchsr.results.records import Record, Status, read_results
+from benchsr.results.records import Record, Status, flat, read_results
 from benchsr.threats.table import THREATS
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class Leaderboard:
 
         Distances are in [0, 1] units. Rows that share a network share its attack and are counted once for each image.
         """
-        lines = pd.DataFrame([asdict(r) for r in self.records if r.attack_linf is not None])
+        lines = pd.DataFrame([flat(r) for r in self.records if r.attack_linf is not None])
         if lines.empty:
             return lines
         lines["family"] = lines["model"].map({c.id: c.family for c in self.cards.values()})

@@ -106,7 +106,7 @@ def make_cell(records: Sequence[Record], expected: int) -> Cell:
         worst: CellStatus = "failed" if any(r.status is Status.FAILED for r in others) else "unavailable"
         why = "; ".join(dict.fromkeys(r.reason for r in others))
         return Cell(0, NOT_RUN.mean, NOT_RUN.draws, worst, why) if others else NOT_RUN
-    values = np.array([[np.nan if (v := getattr(r, m)) is None else v for m in SCORED] for r in done])
+    values = np.array([[r.scores.get(m, np.nan) for m in SCORED] for r in done])
     draws = resampled_means(values, tuple(r.image for r in done))
     if not others and len(done) >= expected:
         return Cell(len(done), values.mean(axis=0), draws, "ok")

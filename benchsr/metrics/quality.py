@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from benchsr.base.errors import InputError
+from benchsr.base.errors import BenchsrError, InputError
 from benchsr.base.inference import full_float32, to_8bit
 from benchsr.base.registry import Registry
 from benchsr.base.schema import Table
@@ -63,30 +63,19 @@ def lpips(sr: Tensor, hr: Tensor) -> Tensor:
     return torch.stack(scores).flatten().double()
 
 
-class ScoreSettings(Protocol):
-    """What `score` must know: pixels of the border left out, colour space, whether SR is rounded to 8 bit first."""
+def score(sr: Tensor, hr: Tensor, settings: MetricSettings) -> dict[str, Tensor]:
+    """The figures of `sr` against `hr`, both (N, 3, H, W), by each metric that `settings` names: (N,) float64 each.
 
-    @property
-    def border(self) -> int: ...  # noqa: D102
-    @property
-    def colour(self) -> Colour: ...  # noqa: D102
-    @property
-    def quantise_sr(self) -> bool: ...  # noqa: D102
-
-
-def score(sr: Tensor, hr: Tensor, settings: ScoreSettings) -> dict[str, Tensor]:
-    """All figures of `sr` against `hr`, both (N, 3, H, W): {"psnr": (N,), "ssim": (N,), "lpips": (N,)}, float64.
-
-    `sr` is clamped to [0, 1]. PSNR and SSIM follow `settings`; LPIPS sees the whole image, unrounded. Raises what they
-    raise.
+    `sr` is clamped to [0, 1]. Metrics that can leave a border out follow `settings`; others see the whole image,
+    unrounded. Raises what they raise.
     """
     sr = sr.clamp(0, 1)
     seen = to_8bit(sr) if settings.quantise_sr else sr
-    return {
-        "psnr": psnr(seen, hr, settings.border, settings.colour),
-        "ssim": ssim(seen, hr, settings.border, settings.colour),
-        "lpips": lpips(sr, hr),
-    }
+    figures = {}
+    for metric in map(METRICS.__getitem__, settings.names):
+        inside = (seen, hr, settings.border, settings.colour)
+        figures[metric.name] = metric.function(*inside) if metric.border else metric.function(sr, hr)
+    return figures
 
 
 def _comparable(
@@ -181,11 +170,21 @@ METRICS: Registry[Metric] = Registry(
 
 
 class MetricSettings(Table):
-    """How SR is scored: PSNR and SSIM in `colour`, `border` HR pixels cropped, SR rounded to 8 bit if `quantise_sr`.
+    """How SR is scored: by the metrics `names` of the table METRICS.
 
-    LPIPS is always computed on the whole, unrounded RGB output, clamped to [0, 1].
+    Those that can leave a border out, PSNR and SSIM, compare in `colour`, `border` HR pixels cropped, SR rounded to 8
+    bit if `quantise_sr`. Others, such as LPIPS, always see the whole, unrounded RGB output, clamped to [0, 1].
     """
 
+    names: tuple[str, ...] = Field(("psnr", "ssim", "lpips"), min_length=1)
     border: int = Field(4, ge=0, le=64)
     colour: Literal["rgb", "y"] = "rgb"
     quantise_sr: bool = True
+
+    @field_validator("names")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(METRICS.select(",".join(names)))
+        except BenchsrError as error:
+            raise ValueError(str(error)) from None

@@ -9,11 +9,14 @@ from pathlib import Path
 from statistics import fmean
 
 from benchsr.base.errors import InputError
-from benchsr.results.records import Record, Status, read_results
+from benchsr.results.records import Record, Status, metrics_of, read_results
 
 TOLERANCE = {"psnr": 0.1, "ssim": 0.005, "lpips": 0.005}
 """How far the mean of a cell may move between machines (ours): other processors round sums differently, which flips
 signs of gradients and so changes attacks a little."""
+
+OTHER_TOLERANCE = 0.005
+"""The same for any other metric, as a share of its mean."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Moved:
         where = f"{self.model} / {self.threat} / {self.metric}"
         if self.now is None:
             return f"{where}: was {self.before:.4f}, now missing: {self.reason}"
-        return f"{where}: {self.before:.4f} -> {self.now:.4f} (tolerance {TOLERANCE[self.metric]})"
+        return f"{where}: {self.before:.4f} -> {self.now:.4f} by more than its tolerance"
 
 
 def drift(fresh: Sequence[Record], committed: Sequence[Record]) -> tuple[list[Moved], int]:
@@ -53,17 +56,16 @@ def drift(fresh: Sequence[Record], committed: Sequence[Record]) -> tuple[list[Mo
             lost[old.model, old.threat] = (old, f"{new.status}: {new.reason}")
         elif new.key == old.key:
             cells.setdefault((old.model, old.threat), []).append((old, new))
-    moved = [Moved(*cell, "psnr", old.psnr or 0.0, None, why) for cell, (old, why) in lost.items()]
+    moved = [Moved(*cell, "psnr", old.scores.get("psnr", 0.0), None, why) for cell, (old, why) in lost.items()]
     moved += [found for cell, pairs in cells.items() for found in _moved(*cell, pairs)]
     return moved, len(cells) + len(lost)
 
 
 def _moved(model: str, threat: str, pairs: Sequence[tuple[Record, Record]]) -> Iterator[Moved]:
-    for metric, tolerance in TOLERANCE.items():
-        values = [(getattr(old, metric), getattr(new, metric)) for old, new in pairs]
-        if any(value is None for pair in values for value in pair):
-            continue
+    for metric in metrics_of(old for old, _ in pairs):
+        values = [(old.scores[metric], new.scores[metric]) for old, new in pairs if metric in old.scores | new.scores]
         before, after = (fmean(side) for side in zip(*values, strict=True))
+        tolerance = TOLERANCE.get(metric, OTHER_TOLERANCE * abs(before))
         same = isinf(before) and isinf(after)
         if not same and not abs(after - before) <= tolerance:
             yield Moved(model, threat, metric, before, after)

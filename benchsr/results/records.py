@@ -7,8 +7,8 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,11 @@ class Status(StrEnum):
 class Record:
     """One line of results.csv: one model under one threat on one image. Fields that were not computed are None.
 
-    `attack_linf` and `attack_l2` are norms of the perturbation in [0, 1] units; `loss_*` is the attack's objective
-    before and after; `environment` names an entry of environments.json. `key` hashes everything that can change a
-    figure of this row, and comes last so that a line cut short can never be mistaken for a whole one. `seconds_*`,
-    wall-clock seconds per image, differ from run to run: they stand in timings.csv, not in results.csv.
+    `scores`: metric -> figure, a column each in results.csv. `attack_linf` and `attack_l2` are norms of the change
+    of LR in [0, 1] units; `loss_*` is the attack's objective before and after; `environment` names an entry of
+    environments.json. `key` hashes everything that can change a figure of this row, and comes last so that a line cut
+    short can never be mistaken for a whole one. `seconds_*`, wall-clock seconds per image, differ from run to run: they
+    stand in timings.csv, not in results.csv.
     """
 
     protocol: str
@@ -44,9 +45,7 @@ class Record:
     image: str
     status: Status
     reason: str = ""
-    psnr: float | None = None
-    ssim: float | None = None
-    lpips: float | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
     attack_linf: float | None = None
     attack_l2: float | None = None
     loss_clean: float | None = None
@@ -62,10 +61,31 @@ class Record:
 TIMINGS = ("seconds_attack", "seconds_sr")
 """Fields that timings.csv holds."""
 
-COLUMNS = tuple(field.name for field in fields(Record) if field.name not in TIMINGS)
-"""The columns of results.csv, in order. `key` comes last: a line that was cut short lacks its 64 characters."""
+_SCORES = [f.name for f in fields(Record)].index("scores")
+BEFORE = tuple(f.name for f in fields(Record)[:_SCORES])
+AFTER = tuple(f.name for f in fields(Record)[_SCORES + 1 :] if f.name not in TIMINGS)
+"""The columns of results.csv before and after those of the metrics, in order. `key` comes last: a line that was cut
+short lacks its 64 characters."""
 
-_NUMBERS = tuple(field.name for field in fields(Record) if field.default is None and field.name not in TIMINGS)
+
+def columns(metrics: Iterable[str]) -> tuple[str, ...]:
+    """The columns of a results.csv with these metrics."""
+    return (*BEFORE, *metrics, *AFTER)
+
+
+def flat(record: Record) -> dict[str, Any]:
+    """The record as a line of a table: a column for each field and each metric."""
+    values = {f.name: getattr(record, f.name) for f in fields(Record) if f.name != "scores"}
+    return values | dict(record.scores)
+
+
+def metrics_of(records: Iterable[Record]) -> list[str]:
+    """The metrics that any of the records has a figure of, in the order in which they come."""
+    return list(dict.fromkeys(name for record in records for name in record.scores))
+
+
+_NUMBERS = tuple(f.name for f in fields(Record) if f.default is None and f.name not in TIMINGS)
+_METRIC = re.compile(r"[a-z][a-z0-9:_.-]{0,63}")
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -84,17 +104,15 @@ def read_results(path: Path) -> tuple[list[Record], list[str]]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     header, *lines = text.split("\n")
-    expected, problems = ",".join(COLUMNS), []
-    if header.rstrip("\r") != expected:
-        if not expected.startswith(header):
-            raise InputError(f"{path}: not a results file of this version: {_differences(header)}; move it away")
-        problems.append("line 1: the header was cut short")
+    names, problems = _columns(path, header.rstrip("\r").split(",")), []
+    if names is None:
+        return [], ["line 1: the header was cut short"]
     found: dict[tuple[str, str, str], Record] = {}
     for number, line in enumerate(lines, start=2):
         if not line.strip():
             continue
         try:
-            record = _parse(line)
+            record = _parse(line, names)
         except ValueError as error:
             problems.append(f"line {number} dropped: {error}")
             continue
@@ -104,21 +122,24 @@ def read_results(path: Path) -> tuple[list[Record], list[str]]:
     return list(found.values()), problems
 
 
-def write_results(path: Path, records: Iterable[Record]) -> None:
-    """Write results.csv atomically, its lines sorted by model, threat and image.
+def write_results(path: Path, records: Iterable[Record], metrics: Sequence[str] | None = None) -> None:
+    """Write results.csv atomically, its lines sorted by model, threat and image; `metrics`: by default those scored.
 
     Figures keep 9 significant digits. Text is brought onto one line. Raises InputError for an unwritable folder.
     """
     ordered = sorted(records, key=lambda r: (r.model, r.threat, r.image))
-    write_atomic(path, _line(COLUMNS) + "".join(map(_format, ordered)))
+    names = columns(metrics_of(ordered) if metrics is None else metrics)
+    write_atomic(path, _line(names) + "".join(_format(record, names) for record in ordered))
 
 
-def append_record(path: Path, record: Record) -> None:
-    """Append one record, on a fresh line even where an interrupted run left the last one unfinished; flushed at once.
+def append_record(path: Path, record: Record, metrics: Sequence[str]) -> None:
+    """Append one record to a results.csv with these metrics; flushed at once.
+
+    It starts a fresh line even where an interrupted run left the last one unfinished.
 
     A file that is missing or empty gets its header first. Raises InputError where the file cannot be written.
     """
-    _append(path, COLUMNS, record)
+    _append(path, columns(metrics), record)
 
 
 def append_timing(path: Path, record: Record) -> None:
@@ -161,8 +182,9 @@ def _append(path: Path, columns: Sequence[str], record: Record) -> None:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def _format(record: Record, columns: Sequence[str] = COLUMNS) -> str:
-    values = (getattr(record, name) for name in columns)
+def _format(record: Record, columns: Sequence[str]) -> str:
+    known = flat(record)
+    values = (known.get(name) for name in columns)
     return _line("" if v is None else f"{v:.9g}" if isinstance(v, float) else " ".join(str(v).split()) for v in values)
 
 
@@ -172,30 +194,41 @@ def _line(values: Iterable[str]) -> str:
     return buffer.getvalue()
 
 
-def _parse(line: str) -> Record:
+def _parse(line: str, columns: Sequence[str]) -> Record:
     """The record of one line. Raises ValueError saying what is wrong with it."""
     try:
         values = next(csv.reader([line], strict=True))
     except csv.Error as error:
         raise ValueError(f"not CSV ({error})") from None
-    if len(values) != len(COLUMNS):
-        raise ValueError(f"{len(values)} of {len(COLUMNS)} fields")
-    row = dict(zip(COLUMNS, values, strict=True))
+    if len(values) != len(columns):
+        raise ValueError(f"{len(values)} of {len(columns)} fields")
+    row: dict[str, Any] = dict(zip(columns, values, strict=True))
+    scores = {name: value for name in columns if name not in (*BEFORE, *AFTER) and (value := row.pop(name))}
     if not _KEY.fullmatch(row["key"]):
         raise ValueError("its key is not 64 hexadecimal characters")
     try:
-        record = _RECORD.validate_python({k: v if v or k not in _NUMBERS else None for k, v in row.items()})
+        row = {k: v if v or k not in _NUMBERS else None for k, v in row.items()}
+        record = _RECORD.validate_python(row | {"scores": scores})
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{first['loc'][0]}: {first['msg']}") from None
-    for name in _NUMBERS:
-        if math.isnan(getattr(record, name) or 0.0):
+        raise ValueError(f"{first['loc'][-1]}: {first['msg']}") from None
+    for name, value in flat(record).items():
+        if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"{name} is not a number")
     return record
 
 
-def _differences(header: str) -> str:
-    names = header.rstrip("\r").split(",")
-    missing, unknown = [c for c in COLUMNS if c not in names], [n[:40] for n in names if n not in COLUMNS]
-    parts = [f"no column {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown[:5])}"] * bool(unknown)
-    return "; ".join(parts) or "columns in another order"
+def _columns(path: Path, header: Sequence[str]) -> tuple[str, ...] | None:
+    """The columns that a header names; None where it was cut short. Raises InputError where it is of another file."""
+    names, b, a = list(header), len(BEFORE), len(AFTER)
+    if names[:b] == list(BEFORE)[: len(names)] and (len(names) < b + a or names[-1] != AFTER[-1]):
+        return None
+    if names[:b] == list(BEFORE) and names[-a:] == list(AFTER):
+        metrics = names[b:-a]
+        if len(set(metrics)) == len(metrics) and all(map(_METRIC.fullmatch, metrics)):
+            return tuple(names)
+    wanted = (*BEFORE, *AFTER)
+    missing, double = [c for c in wanted if c not in names], [n[:40] for n in names if names.count(n) > 1]
+    parts = [f"no column {', '.join(missing)}"] * bool(missing) + [f"twice {', '.join(double[:5])}"] * bool(double)
+    said = "; ".join(parts) or "columns in another order"
+    raise InputError(f"{path}: not a results file of this version: {said}; move it away")

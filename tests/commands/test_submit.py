@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from toys import FakeLpips, photos, protocol, toy_card
+from toys import FakeLpips, changed, photos, protocol, toy_card
 from typer.testing import CliRunner
 
 from benchsr.base.errors import CardError, IntegrityError
@@ -48,9 +47,9 @@ def test_a_submission_has_its_row_its_hash_and_its_checks(folder: Path) -> None:
 
 
 def test_figures_that_do_not_repeat_are_named() -> None:
-    first = Record("toy", "photos", "a", "pgd", "cat", Status.OK, "", 20.0, 0.5, 0.25)
+    first = Record("toy", "photos", "a", "pgd", "cat", Status.OK, scores={"psnr": 20.0, "ssim": 0.5})
     assert compare([first], [first]) == []
-    [found] = compare([first], [replace(first, psnr=20.000001)])
+    [found] = compare([first], [changed(first, psnr=20.000001)])
     assert found.startswith("pgd / cat: psnr 20.0")
 
 
@@ -91,7 +90,7 @@ def test_report_check_fails_loudly_and_names_the_cell(folder: Path) -> None:
     assert CliRunner().invoke(app, command).exit_code == 0
     results = folder / "committed" / "toy" / "results.csv"
     records, _ = read_results(results)
-    write_results(results, [replace(r, psnr=r.psnr + 1) if r.threat == "noise" and r.psnr else r for r in records])
+    write_results(results, [changed(r, psnr=r.scores["psnr"] + 1) if r.threat == "noise" else r for r in records])
     answer = CliRunner().invoke(app, command)
     assert answer.exit_code == 1
     assert "bicubic / noise / psnr" in answer.output

@@ -208,7 +208,7 @@ def test_runs_of_other_settings_are_told_apart_while_they_go(toy: Path) -> None:
     folder = toy.parent / "ledger"
     made_in = environment(torch.device("cpu"))
     first, second = (Ledger(folder, p, made_in) for p in (chosen, chosen.override(seed=7)))
-    record = Record("toy", "photos", "bicubic", "clean", "photo0", Status.OK, psnr=1.0, key="a" * 64)
+    record = Record("toy", "photos", "bicubic", "clean", "photo0", Status.OK, scores={"psnr": 1.0}, key="a" * 64)
     first.open()
     first.append(record)
     second.open()

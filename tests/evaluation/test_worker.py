@@ -62,8 +62,8 @@ def test_two_cards_of_one_id_meet_their_own_networks(tmp_path: Path, data: Datas
         cards.append(load_card(toy_card(tmp_path / name, "toy", seed=seed)))
     parts = [cell for card in cards for cell in cells(chosen, [card], ["clean", "fgsm"], data)]
     one = made(tmp_path, chosen)
-    together = [[r.psnr for r in one.run(cell)] for cell in parts]
-    alone = [[r.psnr for r in Worker(chosen, CPU, AttackCache(tmp_path / "other")).run(cell)] for cell in parts]
+    together = [[r.scores for r in one.run(cell)] for cell in parts]
+    alone = [[r.scores for r in Worker(chosen, CPU, AttackCache(tmp_path / "other")).run(cell)] for cell in parts]
     assert together == alone
     assert together[0] != together[2]
 
@@ -194,7 +194,7 @@ def test_smoothed_scoring_is_planned_on_a_gpu_and_fixed_on_the_cpu(
     assert model.draws_at_once == 3
     rows = {}
     for budget in (1e-9, 1e12):
-        rows[budget] = [(r.psnr, r.ssim, r.lpips) for r in made(tmp_path, protocol(), memory_budget=budget).run(cell)]
+        rows[budget] = [dict(r.scores) for r in made(tmp_path, protocol(), memory_budget=budget).run(cell)]
     assert rows[1e-9] == rows[1e12]
 
 

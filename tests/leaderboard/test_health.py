@@ -70,7 +70,18 @@ def test_flags_are_per_image() -> None:
 
 def records(psnr: Mapping[str, float], linf: float = 10 / 255, health: str = "", **l2: float) -> list[Record]:
     return [
-        Record("p", "d", "m", t, image, Status.OK, psnr=p, attack_linf=linf, attack_l2=l2.get(t, 1.0), health=health)
+        Record(
+            "p",
+            "d",
+            "m",
+            t,
+            image,
+            Status.OK,
+            scores={"psnr": p},
+            attack_linf=linf,
+            attack_l2=l2.get(t, 1.0),
+            health=health,
+        )
         for t, p in psnr.items()
         for image in ("a", "b")
     ]

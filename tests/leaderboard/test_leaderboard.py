@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from scipy.stats import kendalltau
+from toys import changed
 
 from benchsr.base.drawing import drawn
 from benchsr.base.text import escape
@@ -79,8 +80,8 @@ def cards(*models: str) -> dict[str, Card]:
 
 
 def record(model: str, threat: str, image: str, psnr: float | None, **changes: object) -> Record:
-    made = Record("toy", "photos", model, threat, image, Status.OK, "", psnr, 0.5, 0.25, key="0" * 64)
-    return replace(made, **changes)  # type: ignore[arg-type]
+    made = Record("toy", "photos", model, threat, image, Status.OK, key="0" * 64)
+    return changed(made, **{"psnr": psnr, "ssim": 0.5, "lpips": 0.25, **changes})
 
 
 def row(model: str, threat: str, psnrs: Iterable[float]) -> list[Record]:
@@ -155,7 +156,7 @@ def test_ties_share_a_rank_as_shown() -> None:
 
 
 def test_lower_lpips_ranks_first() -> None:
-    records = [replace(r, lpips=0.1) for r in row("esrgan", "clean", (20, 20, 20))] + row("certsr", "clean", (9, 9, 9))
+    records = [changed(r, lpips=0.1) for r in row("esrgan", "clean", (20, 20, 20))] + row("certsr", "clean", (9, 9, 9))
     table = tables(records, INFO, cards("esrgan", "certsr"))["table1"].set_index("model")
     assert table["clean_lpips_rank"].to_dict() == {"esrgan": 1, "certsr": 2}
 
@@ -189,7 +190,7 @@ def test_incomplete_cells_are_shown_but_not_ranked() -> None:
 
 def test_a_metric_that_was_not_computed_stays_empty() -> None:
     records = row("esrgan", "clean", (1, 2, 3))
-    cell = make_cell([replace(records[0], lpips=None), *records[1:]], 3)
+    cell = make_cell([changed(records[0], lpips=None), *records[1:]], 3)
     assert np.isnan(cell.estimate("lpips").value)
     assert cell.estimate("psnr").value == pytest.approx(2)
 
@@ -426,9 +427,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
         psnr = 28 - THREATS.index(threat) + rng.normal()
         made = record(model, threat, f"i{i}", psnr, attack_linf=0.03, attack_l2=0.5, **attacked)
         if model in ("certsr", "esrgan") or threat in ("ntire", "aim"):
-            made = replace(made, status=Status.UNAVAILABLE, reason="not | here", psnr=None, ssim=None, lpips=None)
+            made = changed(made, status=Status.UNAVAILABLE, reason="not | here", psnr=None, ssim=None, lpips=None)
         elif (model, threat, i) == ("ad-l-cw", "pgd", 3):
-            made = replace(made, status=Status.FAILED, reason="returned NaN <i>", psnr=None)
+            made = changed(made, status=Status.FAILED, reason="returned NaN <i>", psnr=None)
         elif (model, threat) == ("ad-l-bim", "fgsm"):
             made = replace(made, health="still-rising")
         records.append(made)
@@ -482,7 +483,8 @@ def test_report_says_what_it_must(written: Written) -> None:
     assert board.without_card == ["stranger"]
     change = board.changes["bicubic", "pgd", "clean"]["psnr"]
     clean, pgd = (
-        [r.psnr or 0 for r in board.records if (r.model, r.threat) == ("bicubic", t)] for t in ("clean", "pgd")
+        [r.scores.get("psnr", 0) for r in board.records if (r.model, r.threat) == ("bicubic", t)]
+        for t in ("clean", "pgd")
     )
     assert change.value == pytest.approx(np.mean(pgd) - np.mean(clean))
     assert set(board.attacks["family"]) == {"paper", "compact", "both"}

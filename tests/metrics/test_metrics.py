@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -17,11 +16,12 @@ from skimage import data as skimage_data
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
+from toys import FakeLpips
 
 from benchsr.base.errors import InputError
 from benchsr.metrics import quality as metrics
 from benchsr.metrics.perceptual import lpips_net
-from benchsr.metrics.quality import METRICS, Colour, lpips, psnr, score, ssim
+from benchsr.metrics.quality import METRICS, Colour, MetricSettings, lpips, psnr, score, ssim
 
 Array = NDArray[Any]
 
@@ -221,27 +221,24 @@ def test_wrong_options_are_refused(call: Any, message: str) -> None:
         call()
 
 
-@dataclass(frozen=True)
-class Settings:
-    border: int = 0
-    colour: Colour = "rgb"
-    quantise_sr: bool = False
+def settings(border: int, colour: Colour, quantise_sr: bool = False) -> MetricSettings:
+    return MetricSettings(border=border, colour=colour, quantise_sr=quantise_sr)
 
 
 def test_score_is_all_figures_under_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchsr.metrics.quality.lpips", lambda sr, hr: (sr - hr).abs().flatten(1).mean(1).double())
+    monkeypatch.setattr("benchsr.metrics.quality.lpips_net", FakeLpips)
     gen = torch.Generator().manual_seed(0)
     sr, hr = (torch.rand(2, 3, 40, 40, generator=gen) for _ in range(2))
     beyond = sr + torch.where(sr > 0.9, 0.2, 0.0)
-    found = score(beyond, hr, Settings(4, "y", True))
+    found = score(beyond, hr, settings(4, "y", True))
     clamped = beyond.clamp(0, 1)
     rounded = (clamped * 255).round() / 255
     assert list(found) == ["psnr", "ssim", "lpips"]
     assert torch.equal(found["psnr"], psnr(rounded, hr, 4, "y"))
     assert torch.equal(found["ssim"], ssim(rounded, hr, 4, "y"))
-    assert torch.equal(found["lpips"], (clamped - hr).abs().flatten(1).mean(1).double())
-    assert not torch.equal(found["psnr"], score(beyond, hr, Settings(4, "y"))["psnr"])
-    assert not torch.equal(found["psnr"], score(beyond, hr, Settings(0, "y", True))["psnr"])
+    torch.testing.assert_close(found["lpips"], 2 * (clamped - hr).abs().double().flatten(1).mean(1))
+    assert not torch.equal(found["psnr"], score(beyond, hr, settings(4, "y"))["psnr"])
+    assert not torch.equal(found["psnr"], score(beyond, hr, settings(0, "y", True))["psnr"])
 
 
 @pytest.mark.parametrize("before", [True, False])

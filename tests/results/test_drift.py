@@ -6,14 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from toys import changed
 
 from benchsr.base.errors import InputError
 from benchsr.results.drift import TOLERANCE, check, drift, news
 from benchsr.results.records import Record, Status, write_results
 
 INFINITE = float("inf")
+MEANS = {"psnr": 20.0, "ssim": 0.5, "lpips": 0.25}
 OLD = [
-    Record("quick", "photos", "bicubic", threat, image, Status.OK, "", 20.0, 0.5, 0.25, key=digit * 64)
+    Record("quick", "photos", "bicubic", threat, image, Status.OK, scores=MEANS, key=digit * 64)
     for threat, digit in (("clean", "a"), ("pgd", "b"))
     for image in ("cat", "coffee")
 ]
@@ -26,23 +28,23 @@ def test_equal_results_have_not_moved() -> None:
 @pytest.mark.parametrize("metric", list(TOLERANCE))
 def test_a_mean_beyond_its_tolerance_is_named(metric: str) -> None:
     step = 2.2 * TOLERANCE[metric]  # of one image of two: 1.1 times the tolerance in the mean
-    new = [replace(OLD[0], **{metric: getattr(OLD[0], metric) + step}), *OLD[1:]]
+    new = [changed(OLD[0], **{metric: MEANS[metric] + step}), *OLD[1:]]
     [found], compared = drift(new, OLD)
     assert (found.model, found.threat, found.metric, compared) == ("bicubic", "clean", metric, 2)
     assert f"bicubic / clean / {metric}" in str(found)
-    close = [replace(OLD[0], **{metric: getattr(OLD[0], metric) + step / 1.2}), *OLD[1:]]
+    close = [changed(OLD[0], **{metric: MEANS[metric] + step / 1.2}), *OLD[1:]]
     assert drift(close, OLD)[0] == []
 
 
 def test_another_key_is_another_figure() -> None:
-    other = [replace(r, psnr=5.0, key="c" * 64) for r in OLD]
+    other = [changed(r, psnr=5.0, key="c" * 64) for r in OLD]
     assert drift(other, OLD) == ([], 0)
     assert news(other, OLD) == len(OLD)
-    assert news([replace(r, psnr=5.0, environment="other") for r in OLD], OLD) == 0
+    assert news([changed(r, psnr=5.0, environment="other") for r in OLD], OLD) == 0
 
 
 def test_a_figure_that_got_lost_has_moved() -> None:
-    gone = replace(OLD[2], image="", status=Status.UNAVAILABLE, reason="no package", psnr=None, key="d" * 64)
+    gone = changed(OLD[2], image="", status=Status.UNAVAILABLE, reason="no package", psnr=None, key="d" * 64)
     [found], _ = drift([*OLD[:2], gone], OLD)
     assert (found.threat, found.now) == ("pgd", None)
     assert "no package" in str(found)
@@ -52,7 +54,7 @@ def test_a_figure_that_got_lost_has_moved() -> None:
 
 
 def test_infinite_stays_infinite_and_finite_may_not_become_it() -> None:
-    perfect = [replace(r, psnr=INFINITE) for r in OLD]
+    perfect = [changed(r, psnr=INFINITE) for r in OLD]
     assert drift(perfect, perfect)[0] == []
     assert {m.metric for m in drift(perfect, OLD)[0]} == {"psnr"}
 

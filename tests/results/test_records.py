@@ -10,20 +10,26 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toys import SCORES, changed
 
 from benchsr.base.errors import InputError
-from benchsr.results.records import COLUMNS, TIMINGS, Record, Status, append_record, read_results, write_results
+from benchsr.results.records import TIMINGS, Record, Status, append_record, columns, read_results, write_results
 
 KEY = "0123456789abcdef" * 4
 
 
 def record(model: str = "esrgan", threat: str = "pgd", image: str = "cat", **changes: object) -> Record:
-    base = Record("quick", "photos", model, threat, image, Status.OK, psnr=25.125, ssim=0.5, lpips=0.25, key=KEY)
-    return replace(base, **changes)  # type: ignore[arg-type]
+    figures = {"psnr": 25.125, "ssim": 0.5, "lpips": 0.25}
+    return changed(Record("quick", "photos", model, threat, image, Status.OK, scores=figures, key=KEY), **changes)
+
+
+COLUMNS = columns(SCORES)
 
 
 def test_columns_are_the_fields_of_record_with_the_key_last() -> None:
-    assert tuple(f.name for f in fields(Record) if f.name not in TIMINGS) == COLUMNS
+    named = [f.name for f in fields(Record) if f.name not in TIMINGS]
+    at = named.index("scores")
+    assert [*named[:at], *SCORES, *named[at + 1 :]] == list(COLUMNS)
     assert COLUMNS[-1] == "key"
 
 
@@ -31,16 +37,16 @@ def test_round_trip_and_order(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     lost = record("certsr", "clean", status=Status.UNAVAILABLE, reason='train it, or get "x", y', psnr=None, ssim=None)
     records = [record(image="b", psnr=1 / 3), record(image="a", psnr=math.inf), lost]
-    write_results(path, records)
+    write_results(path, records, SCORES)
     read, problems = read_results(path)
     assert problems == []
     assert [r.image for r in read if r.model == "esrgan"] == ["a", "b"]
     assert read[0] == lost
-    assert read[1].psnr == math.inf
-    assert read[2].psnr == pytest.approx(1 / 3, rel=1e-9)
+    assert read[1].scores["psnr"] == math.inf
+    assert read[2].scores["psnr"] == pytest.approx(1 / 3, rel=1e-9)
     assert list(pd.read_csv(path).columns) == list(COLUMNS)
     first = path.read_bytes()
-    write_results(path, reversed(records))
+    write_results(path, reversed(records), SCORES)
     assert path.read_bytes() == first
 
 
@@ -48,17 +54,17 @@ def test_appending_equals_writing(tmp_path: Path) -> None:
     records = [record(image="a"), record(image="b", reason="two\nlines, one reason")]
     write_results(tmp_path / "w.csv", records)
     for r in records:
-        append_record(tmp_path / "a.csv", r)
+        append_record(tmp_path / "a.csv", r, SCORES)
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "w.csv").read_bytes()
 
 
 def test_last_duplicate_wins(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     for psnr in (1.0, 2.0):
-        append_record(path, record(psnr=psnr))
-    append_record(path, record(image="other"))
+        append_record(path, record(psnr=psnr), SCORES)
+    append_record(path, record(image="other"), SCORES)
     read, problems = read_results(path)
-    assert [(r.image, r.psnr) for r in read] == [("cat", 2.0), ("other", 25.125)]
+    assert [(r.image, r.scores["psnr"]) for r in read] == [("cat", 2.0), ("other", 25.125)]
     assert problems == []
 
 
@@ -76,7 +82,7 @@ def test_cut_at_every_byte_of_the_last_line(tmp_path: Path, reason: str) -> None
         assert read == ([first, last] if complete else [first])
         assert len(problems) == (0 if complete or cut == start else 1)
         # The next run appends to what is there, and loses nothing but the damaged line.
-        append_record(path, replace(last, model="next"))
+        append_record(path, replace(last, model="next"), SCORES)
         again, _ = read_results(path)
         assert again == [*read, replace(last, model="next")]
 
@@ -84,11 +90,20 @@ def test_cut_at_every_byte_of_the_last_line(tmp_path: Path, reason: str) -> None
 def test_cut_in_the_header(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     path.write_text(",".join(COLUMNS)[:20])
-    append_record(path, record())
     read, problems = read_results(path)
-    assert read == [record()]
+    assert read == []
     assert len(problems) == 1
     assert "header" in problems[0]
+
+
+def test_any_metric_has_a_column(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    scored = replace(record(), scores={"psnr": 1.0, "iqa:niqe": 2.5})
+    write_results(path, [scored, record(image="other")], ["psnr", "iqa:niqe"])
+    assert list(pd.read_csv(path).columns) == list(columns(["psnr", "iqa:niqe"]))
+    read, _ = read_results(path)
+    assert read[0] == scored
+    assert read[1].scores == {"psnr": 25.125}
 
 
 @given(st.binary(max_size=300))
@@ -128,7 +143,7 @@ def test_impossible_values_drop_the_line(tmp_path: Path, column: str, value: str
 def test_other_columns_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     path.write_text("model,psnr,speed\n")
-    with pytest.raises(InputError, match=r"results\.csv.*no column protocol.*unknown speed"):
+    with pytest.raises(InputError, match=r"results\.csv.*no column protocol"):
         read_results(path)
     with pytest.raises(InputError, match=r"absent\.csv"):
         read_results(tmp_path / "absent.csv")
@@ -136,4 +151,4 @@ def test_other_columns_are_refused(tmp_path: Path) -> None:
 
 def test_unwritable_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere"):
-        append_record(tmp_path / "nowhere" / "results.csv", record())
+        append_record(tmp_path / "nowhere" / "results.csv", record(), SCORES)

@@ -72,7 +72,7 @@ def synthetic(folder: Path, protocol: str, threats: tuple[str, ...]) -> None:
                     {"attack_linf": 10 / 255, "attack_l2": 2.0} if THREATS[threat].kind == "attack" else {}
                 )
                 flag = "still-rising" if (model, threat) == ("certsr", "cw") else ""
-                records.append(replace(made, **figures, **attack, health=flag))
+                records.append(replace(made, scores=figures, **attack, health=flag))
     write_results(folder / protocol / "results.csv", records)
     info = LeaderboardInfo(protocol, f"{protocol.title()}: made up", "ab" * 32, ("Data: none.",), threats, IMAGES)
     (folder / protocol / "leaderboard.json").write_text(json.dumps(asdict(info)))

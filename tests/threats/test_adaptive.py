@@ -224,7 +224,7 @@ def card(model: str, base: str | None = None, sigma: float | None = None) -> Car
 
 def rows(model: str, psnr: dict[str, float], images: int = 6) -> list[Record]:
     return [
-        Record("p", "d", model, t, f"i{i}", Status.OK, psnr=p + 0.01 * i, ssim=0.5, lpips=1 - p / 50)
+        Record("p", "d", model, t, f"i{i}", Status.OK, scores={"psnr": p + 0.01 * i, "ssim": 0.5, "lpips": 1 - p / 50})
         for t, p in psnr.items()
         for i in range(images)
     ]
@@ -299,11 +299,13 @@ def test_the_protocol_runs_on_a_smoothed_model_and_its_network(tmp_path: Path, m
     assert len(found) == 2 * len(protocol["threats"]) * 2
     for image in ("photo0", "photo1"):
         same = [found["toy", f"pgd-{view}", image] for view in ("transfer", "eot", "median")]
-        assert len({(r.psnr, r.loss_attacked) for r in same}) == 1  # without noise there is nothing more to know
+        assert (
+            len({(r.scores["psnr"], r.loss_attacked) for r in same}) == 1
+        )  # without noise there is nothing more to know
         knowing = [found["soft", f"pgd-{view}", image] for view in ("transfer", "eot", "median")]
-        assert len({(r.psnr, r.loss_attacked) for r in knowing}) == 3
+        assert len({(r.scores["psnr"], r.loss_attacked) for r in knowing}) == 3
         assert knowing[0].loss_attacked == same[0].loss_attacked  # one attack on one network
-        assert knowing[0].psnr != same[0].psnr
+        assert knowing[0].scores != same[0].scores
     report = (outcome.folder / "report.md").read_text()
     assert "Does smoothing still help?" in report
     assert "## Health of the attacks" in report
