@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from benchsr.commands.run import run as run
     from benchsr.defences.certificate import Certificate as Certificate
     from benchsr.defences.certificate import certify as certify
-    from benchsr.defences.smoothing import load_model as load_model
     from benchsr.defences.smoothing import smooth as smooth
+    from benchsr.defences.table import load_model as load_model
     from benchsr.metrics.quality import lpips as lpips
     from benchsr.metrics.quality import psnr as psnr
     from benchsr.metrics.quality import ssim as ssim
@@ -28,7 +28,7 @@ _HOMES = {
     "BenchsrError": "base.errors",
     "Certificate": "defences.certificate",
     "certify": "defences.certificate",
-    "load_model": "defences.smoothing",
+    "load_model": "defences.table",
     "load_threat": "threats.table",
     "lpips": "metrics.quality",
     "psnr": "metrics.quality",

@@ -225,7 +225,7 @@ def attack(
     from benchsr.base.inference import pick_device
     from benchsr.data.datasets import load_sample
     from benchsr.data.images import write_image
-    from benchsr.defences.smoothing import load_model
+    from benchsr.defences.table import load_model
     from benchsr.metrics.quality import psnr
     from benchsr.threats.table import load_threat
 
@@ -267,7 +267,7 @@ def upscale(
     """Super-resolve one image x4."""
     from benchsr.base.inference import pick_device
     from benchsr.data.images import read_image, write_image
-    from benchsr.defences.smoothing import load_model
+    from benchsr.defences.table import load_model
 
     target = pick_device(device)
     lr = read_image(image)[None].to(target)

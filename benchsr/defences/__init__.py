@@ -1,6 +1,7 @@
-"""Median randomized smoothing, and what it proves."""
+"""Defences, median randomized smoothing first, and what it proves."""
 
 from benchsr.defences.certificate import Certificate, certify
-from benchsr.defences.smoothing import Smoothed, load_model, smooth
+from benchsr.defences.smoothing import Smoothed, smooth
+from benchsr.defences.table import DEFENCES, load_model
 
-__all__ = ["Certificate", "Smoothed", "certify", "load_model", "smooth"]
+__all__ = ["DEFENCES", "Certificate", "Smoothed", "certify", "load_model", "smooth"]

@@ -11,9 +11,6 @@ from torch import Tensor, nn
 from benchsr.base.errors import InputError
 from benchsr.base.inference import MOST_DRAWS, draw_slices
 from benchsr.base.rng import Randomised, generator
-from benchsr.models.cards import Card, deployment
-from benchsr.models.network import load_network
-from benchsr.models.zoo import load_card
 
 AT_ONCE = 2**18
 """Draws whose median is taken together; bounds what torch.median copies to a few MB."""
@@ -110,23 +107,3 @@ class _Median(torch.autograd.Function):
 def smooth(model: nn.Module, sigma: float, n: int = 21, seed: int = 0) -> Smoothed:
     """The median-smoothed version of `model`; see `Smoothed`. Raises InputError unless sigma > 0 and n >= 1."""
     return Smoothed(model, sigma, n, seed)
-
-
-def smoothed_for(card: Card, threat: str, network: nn.Module, seed: int = 0, n: int | None = None) -> nn.Module:
-    """`network` as `card` deploys it against `threat`: smoothed with the card's sigma, or itself where that is 0.
-
-    `n`: another number of draws than the card's.
-    """
-    deployed = deployment(card, threat)
-    return Smoothed(network, deployed.sigma, n or deployed.n, seed) if deployed else network
-
-
-def load_model(model: str | Card, threat: str = "clean", device: str | torch.device = "cpu") -> nn.Module:
-    """Load a model of the zoo by id, by the path of a card, or from a Card: an `nn.Module` in eval mode.
-
-    It maps LR (N, 3, h, w) in [0, 1] to SR (N, 3, 4h, 4w), unclamped and differentiable in its input. A card with a
-    smoothing section gives the median-smoothed network, with the sigma that the card sets for `threat`.
-    Raises UnknownIdError, CardError, UnavailableError (weights cannot be had: says what to do) or IntegrityError.
-    """
-    card = model if isinstance(model, Card) else load_card(model)
-    return smoothed_for(card, threat, load_network(card, device=device))

@@ -13,14 +13,15 @@ from benchsr.base.errors import BenchsrError, ModelError
 from benchsr.base.inference import Autocast, Stopwatch, checkpoint_blocks, full_float32, to_8bit
 from benchsr.base.pairs import Sample
 from benchsr.base.rng import Randomised
-from benchsr.defences.smoothing import Smoothed, smoothed_for
+from benchsr.defences.smoothing import Smoothed
+from benchsr.defences.table import deploy
 from benchsr.evaluation.cache import AttackCache, AttackReport
 from benchsr.evaluation.memory import MOST, PROBE_SIDE, Plan, bytes_per_pixel, free_bytes, plan_batch
 from benchsr.evaluation.plan import Cell
 from benchsr.evaluation.protocol import Protocol
 from benchsr.metrics.objective import BoundObjective, Objective
 from benchsr.metrics.quality import score
-from benchsr.models.cards import sigma_for
+from benchsr.models.cards import deployment
 from benchsr.models.network import load_network, network_bytes
 from benchsr.models.zoo import network_key
 from benchsr.results.records import Record, Status
@@ -46,10 +47,8 @@ def slowest_first(cells: Sequence[Cell], protocol: Protocol) -> list[Cell]:
         if threat.objective:  # forward and back takes three times as long as forward
             counts = (int(threat.settings.get(name, 1)) for name in ("steps", "restarts", "draws"))
             steps = 3 * math.prod(counts) * max(1, threat.median_of)
-        drawn = (
-            card.smoothing.n if card.smoothing and sigma_for(card, threat.like) else 0 for card in cell.models.values()
-        )
-        return steps + sum(protocol.evaluations * n or 1 for n in drawn)
+        deployed = (deployment(card, threat.like) for card in cell.models.values())
+        return steps + sum(protocol.evaluations * d.draws if d else 1 for d in deployed)
 
     def cost(cell: Cell) -> tuple[int, str, int]:
         card = cell.network_card
@@ -214,7 +213,7 @@ class Worker:
             checkpoint_blocks(plain, plan.checkpoint)
             size = plan.batch_size
         if threat.median_of:  # the attack knows the smoothing, which all models of the cell share
-            network = smoothed_for(cell.network_card, threat.like, network, self.protocol.seed, threat.median_of)
+            network = deploy(cell.network_card, threat.like, network, self.protocol.seed, threat.median_of)
         if isinstance(network, Smoothed):
             network.draws_at_once = min(network.draws_at_once, size)
         with Stopwatch(self.device) as watch:
@@ -246,7 +245,7 @@ class Worker:
     def _model(self, cell: Cell, model_id: str, lr: Tensor) -> nn.Module:
         """A model of the cell as it is deployed against the threat, for the image `lr` (1, 3, h, w)."""
         threat, network = self.protocol.threat(cell.threat), self._load(cell)
-        model = smoothed_for(cell.models[model_id], threat.like, network, self.protocol.seed)
+        model = deploy(cell.models[model_id], threat.like, network, self.protocol.seed)
         if isinstance(model, Smoothed) and self.device.type != "cpu":  # whose chunks are fixed
             model.draws_at_once = self._plan(cell, network, SCORING, lr).batch_size
         return model

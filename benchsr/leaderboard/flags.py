@@ -83,4 +83,4 @@ def _images(records: Sequence[Record]) -> set[str]:
 def _mean(records: Sequence[Record], field: str) -> float:
     """Mean of a column; NaN, which compares as False with everything, where a value is missing."""
     values = [flat(record).get(field) for record in records]
-    return nan if None in values else fmean(values)
+    return fmean(nan if value is None else value for value in values)

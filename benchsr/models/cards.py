@@ -180,6 +180,19 @@ class Smoothing(Table):
     chosen: Text | None = None
 
 
+MRS = "mrs"
+"""Median randomized smoothing in the table of defences; cards set it as [smoothing]."""
+
+DefenceSetting = float | int | bool | str
+
+
+class CardDefence(Table):
+    """A defence of the table of defences that stands around the network, and its settings."""
+
+    name: Id
+    settings: dict[str, DefenceSetting] = Field(default_factory=dict)
+
+
 class Card(Table):
     """One row of the leaderboards: what the model is, and where its weights come from.
 
@@ -197,6 +210,7 @@ class Card(Table):
     weights: tuple[WeightSource, ...] = Field((), max_length=8)
     base: Id | None = None
     smoothing: Smoothing | None = None
+    defence: CardDefence | None = None
     licence: Text
     paper: Text
     training_data: Text
@@ -215,6 +229,8 @@ class Card(Table):
     def _one_origin(self) -> Card:
         if [bool(self.weights), self.base is not None, self.architecture == "bicubic"].count(True) != 1:
             raise ValueError("a card needs exactly one of: [[weights]], base, architecture = 'bicubic'")
+        if self.smoothing and self.defence:
+            raise ValueError("a card is deployed with [smoothing] or with another [defence], not with both")
         return self
 
 
@@ -239,16 +255,23 @@ def read_card(path: Path) -> Card:
 
 
 class Deployment(NamedTuple):
-    """How a card is deployed against a threat: median smoothing with N(0, sigma^2), [0, 1] units, over n draws."""
+    """How a card is deployed against a threat: a defence of the table of defences, with its settings by name."""
 
-    sigma: float
-    n: int
+    defence: str
+    settings: tuple[tuple[str, DefenceSetting], ...]
+
+    @property
+    def draws(self) -> int:
+        """Passes through the network for one answer."""
+        return int(dict(self.settings).get("n", 1))
 
 
 def deployment(card: Card, threat_id: str) -> Deployment | None:
-    """How `card` meets a threat; None where it meets it without smoothing."""
+    """How `card` meets a threat; None where nothing stands around its network."""
+    if card.defence:
+        return Deployment(card.defence.name, tuple(sorted(card.defence.settings.items())))
     sigma = sigma_for(card, threat_id)
-    return Deployment(sigma, card.smoothing.n) if card.smoothing and sigma else None
+    return Deployment(MRS, (("n", card.smoothing.n), ("sigma", sigma))) if card.smoothing and sigma else None
 
 
 def sigma_for(card: Card, threat_id: str) -> float:

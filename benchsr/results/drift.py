@@ -63,7 +63,9 @@ def drift(fresh: Sequence[Record], committed: Sequence[Record]) -> tuple[list[Mo
 
 def _moved(model: str, threat: str, pairs: Sequence[tuple[Record, Record]]) -> Iterator[Moved]:
     for metric in metrics_of(old for old, _ in pairs):
-        values = [(old.scores[metric], new.scores[metric]) for old, new in pairs if metric in old.scores | new.scores]
+        if any(metric not in side.scores for pair in pairs for side in pair):
+            continue
+        values = [(old.scores[metric], new.scores[metric]) for old, new in pairs]
         before, after = (fmean(side) for side in zip(*values, strict=True))
         tolerance = TOLERANCE.get(metric, OTHER_TOLERANCE * abs(before))
         same = isinf(before) and isinf(after)

@@ -221,7 +221,8 @@ def _parse(line: str, columns: Sequence[str]) -> Record:
 def _columns(path: Path, header: Sequence[str]) -> tuple[str, ...] | None:
     """The columns that a header names; None where it was cut short. Raises InputError where it is of another file."""
     names, b, a = list(header), len(BEFORE), len(AFTER)
-    if names[:b] == list(BEFORE)[: len(names)] and (len(names) < b + a or names[-1] != AFTER[-1]):
+    said, first = ",".join(names), ",".join(BEFORE)
+    if first.startswith(said) or (said.startswith(f"{first},") and names[-1] != AFTER[-1]):
         return None
     if names[:b] == list(BEFORE) and names[-a:] == list(AFTER):
         metrics = names[b:-a]
@@ -230,5 +231,5 @@ def _columns(path: Path, header: Sequence[str]) -> tuple[str, ...] | None:
     wanted = (*BEFORE, *AFTER)
     missing, double = [c for c in wanted if c not in names], [n[:40] for n in names if names.count(n) > 1]
     parts = [f"no column {', '.join(missing)}"] * bool(missing) + [f"twice {', '.join(double[:5])}"] * bool(double)
-    said = "; ".join(parts) or "columns in another order"
-    raise InputError(f"{path}: not a results file of this version: {said}; move it away")
+    why = "; ".join(parts) or "columns in another order"
+    raise InputError(f"{path}: not a results file of this version: {why}; move it away")

@@ -22,11 +22,13 @@ from benchsr.evaluation.options import RunOptions
 from benchsr.models.zoo import load_card
 from benchsr.results.records import Record, Status
 
+SCORES = {"psnr": 20.0, "ssim": 0.5, "lpips": 0.25}
+
 
 def scene(hr: Tensor, changes: list[Tensor], errors: list[Tensor]) -> Scene:
     """Views of one image whose LR and SR are off by known amounts."""
     sample = Sample("photo", hr[:, ::4, ::4].contiguous(), hr)
-    record = Record("toy", "photos", "bicubic", "pgd", "photo", Status.OK, "", 20.0, 0.5, 0.25, 10 / 255, 1.0)
+    record = Record("toy", "photos", "bicubic", "pgd", "photo", Status.OK, "", SCORES, 10 / 255, 1.0)
     views = [
         View(load_card("bicubic"), sample.lr + change, hr + error, record)
         for change, error in zip(changes, errors, strict=True)
@@ -111,5 +113,6 @@ def test_what_cannot_be_shown_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_figures_are_shown_with_their_units() -> None:
-    record = Record("p", "d", "m", "t", "i", Status.OK, "", 23.456, 0.71234, 0.2)
+    scores = {"psnr": 23.456, "ssim": 0.71234, "lpips": 0.2}
+    record = Record("p", "d", "m", "t", "i", Status.OK, scores=scores)
     assert figures_of(record) == "PSNR 23.46 dB · SSIM 0.712 · LPIPS 0.200"
