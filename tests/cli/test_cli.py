@@ -159,7 +159,7 @@ def test_a_stopped_run_says_how_to_go_on(
     monkeypatch.setattr(Worker, "run", run)
     assert call(monkeypatch, command) == code
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["benchsr: stopped; what is computed is kept, and the same command goes on from there"]
+    assert lines == ["benchsr: stopped; what was computed is kept, and the same command goes on from there"]
     assert signal.getsignal(stop) is before
     assert call(monkeypatch, command) == 0
     assert "3 evaluations to do, 1 known already" in capsys.readouterr().out
