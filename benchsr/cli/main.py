@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.logging import RichHandler
@@ -35,6 +35,9 @@ from benchsr.cli.options import (
     out,
 )
 from benchsr.train.cli import train
+
+if TYPE_CHECKING:
+    from benchsr.commands.run import Outcome
 
 
 def run(
@@ -68,12 +71,10 @@ def run(
     """Evaluate models under threats and write the leaderboard: tables, plots, report.
 
     The same command again goes on where the last one stopped and repeats nothing that is known.
-    Exit code: 0 all that is available is evaluated, 1 some evaluations failed, 2 wrong usage.
+    Exit code: 0 all that is available is evaluated, 1 some evaluations failed, 2 wrong usage, 130 or 143 stopped.
     """
     from benchsr.commands.run import evaluate
     from benchsr.evaluation.options import RunOptions
-    from benchsr.leaderboard import summary
-    from benchsr.results.records import Status
 
     options = RunOptions(
         dataset=dataset,
@@ -93,6 +94,16 @@ def run(
         console=out,
     )
     outcome = evaluate(models, threats, protocol, options)
+    _tell(outcome)
+    if outcome.failures:
+        raise typer.Exit(1)
+
+
+def _tell(outcome: Outcome) -> None:
+    """What a run came to: tables, what is missing, what failed, and where it all stands."""
+    from benchsr.leaderboard import summary
+    from benchsr.results.records import Status
+
     for part in summary(outcome.planned, outcome.cards, out.width):
         out.print(part)
     unavailable = {r.model: r.reason for r in outcome.planned if r.status is Status.UNAVAILABLE and r.image}
@@ -103,7 +114,6 @@ def run(
         err.print(
             f"{len(outcome.failures)} evaluations failed; their reasons stand in {outcome.folder / 'results.csv'}"
         )
-        raise typer.Exit(1)
 
 
 def report(
