@@ -1,78 +1,52 @@
-"""The command line: names in, calls out. Exit codes: 0 done, 1 some evaluations failed, 2 wrong usage or bad input."""
+"""The command line: names in, calls out.
+
+Exit codes: 0 done, 1 some evaluations failed, 2 wrong usage or bad input, 130 and 143 stopped by Ctrl-C and SIGTERM.
+"""
 
 from __future__ import annotations
 
-import inspect
-import json
 import logging
+import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.table import Table
 
-from benchsr.base.errors import BenchsrError, InputError
-from benchsr.base.files import cache_dir
-from benchsr.evaluation.cache import AttackCache
-from benchsr.results.records import Status
+from benchsr.base.errors import BenchsrError
+from benchsr.cli.caches import caches
+from benchsr.cli.entries import fetch, list_entries, show
+from benchsr.cli.images import attack, certify, figures, upscale
+from benchsr.cli.options import (
+    CacheFolder,
+    DatasetName,
+    Device,
+    Models,
+    OutDir,
+    ProtocolName,
+    Seed,
+    Threats,
+    err,
+    examples,
+    out,
+)
 from benchsr.train.cli import train
 
-app = typer.Typer(
-    name="benchsr",
-    help="Adversarial robustness benchmark for x4 image super-resolution.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-out = Console()
-err = Console(stderr=True)
-
-Models = Annotated[str, typer.Option(help="'all', or ids and card files (my-model.toml) separated by commas.")]
-Threats = Annotated[str, typer.Option(help="'all', or ids separated by commas.")]
-ProtocolName = Annotated[str, typer.Option(help="Protocol id, or the path of a protocol file (.toml).")]
-DatasetName = Annotated[
-    str | None, typer.Option(help="Another data set: an id, or a folder of HR images (or HR/ and LR/).")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of all random draws. Default: the protocol's.")]
-CacheFolder = Annotated[
-    str | None, typer.Option(help="Folder, or fsspec address, of attacked images. Default: in the user's cache.")
-]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="A setting of the threat, as name=value. Repeat for more.")
-]
+if TYPE_CHECKING:
+    from benchsr.commands.run import Outcome
 
 
-def examples(*lines: str) -> str:
-    """An epilog that shows commands, one a line."""
-    return "**Examples**\n\n" + "\n\n".join(f"`{line}`" for line in lines)
-
-
-@app.command(
-    epilog=examples(
-        "benchsr run --models all --threats all",
-        "benchsr run --models impressionism-ntire,my-model.toml --threats clean,noise,pgd --limit 2",
-        "benchsr run --protocol paper --device cuda --precision bf16",
-        "benchsr run --dataset photos/ --out my-boards",
-        "benchsr run --workers 4 --cell-timeout 600",
-    )
-)
 def run(
     models: Models = "all",
     threats: Threats = "all",
     protocol: ProtocolName = "quick",
     dataset: DatasetName = None,
     limit: Annotated[int | None, typer.Option(help="Only the first images of the data set.")] = None,
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder that gets <protocol>/results.csv.")] = Path(
-        "leaderboards"
-    ),
+    out_dir: OutDir = Path("leaderboards"),
     cache: CacheFolder = None,
     device: Device = "auto",
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16: of the network inside attacks.")] = None,
@@ -97,11 +71,10 @@ def run(
     """Evaluate models under threats and write the leaderboard: tables, plots, report.
 
     The same command again goes on where the last one stopped and repeats nothing that is known.
-    Exit code: 0 all that is available is evaluated, 1 some evaluations failed, 2 wrong usage.
+    Exit code: 0 all that is available is evaluated, 1 some evaluations failed, 2 wrong usage, 130 or 143 stopped.
     """
     from benchsr.commands.run import evaluate
     from benchsr.evaluation.options import RunOptions
-    from benchsr.leaderboard import summary
 
     options = RunOptions(
         dataset=dataset,
@@ -121,8 +94,18 @@ def run(
         console=out,
     )
     outcome = evaluate(models, threats, protocol, options)
-    for table in summary(outcome.planned, outcome.cards):
-        out.print(table)
+    _tell(outcome)
+    if outcome.failures:
+        raise typer.Exit(1)
+
+
+def _tell(outcome: Outcome) -> None:
+    """What a run came to: tables, what is missing, what failed, and where it all stands."""
+    from benchsr.leaderboard import summary
+    from benchsr.results.records import Status
+
+    for part in summary(outcome.planned, outcome.cards, out.width):
+        out.print(part)
     unavailable = {r.model: r.reason for r in outcome.planned if r.status is Status.UNAVAILABLE and r.image}
     if unavailable:
         out.print(f"{len(unavailable)} models have no weights here; reasons: {outcome.folder / 'report.md'}")
@@ -131,165 +114,12 @@ def run(
         err.print(
             f"{len(outcome.failures)} evaluations failed; their reasons stand in {outcome.folder / 'results.csv'}"
         )
-        raise typer.Exit(1)
 
 
-@app.command("list", epilog=examples("benchsr list models", "benchsr list threats"))
-def list_entries(kind: Annotated[str, typer.Argument(help="models, threats, datasets or protocols.")]) -> None:
-    """List what benchsr knows."""
-    from benchsr.base.registry import Registry
-    from benchsr.data.datasets import DATASETS
-    from benchsr.evaluation.protocol import protocols
-    from benchsr.models.zoo import availability, zoo
-    from benchsr.threats.table import THREATS, ThreatSpec
-
-    def threat_settings(spec: ThreatSpec) -> str:
-        return ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in spec.defaults.items())
-
-    listings: dict[str, tuple[tuple[str, ...], Callable[[], Iterable[tuple[str, ...]]]]] = {
-        "models": (
-            ("id", "title", "scale", "weights"),
-            lambda: ((c.id, c.title, c.family, availability(c)[1]) for c in zoo().values()),
-        ),
-        "threats": (
-            ("id", "title", "kind", "settings"),
-            lambda: ((i, s.title, s.kind, threat_settings(s)) for i, s in THREATS.items()),
-        ),
-        "datasets": (("id", "title"), lambda: ((i, s.title) for i, s in DATASETS.items())),
-        "protocols": (("id", "title", "data"), lambda: ((p.id, p.title, p.dataset) for p in protocols().values())),
-    }
-    columns, rows = Registry("kind of entry", listings)[kind]
-    table = Table(*columns)
-    for row in rows():
-        table.add_row(*row)
-    out.print(table)
-
-
-@app.command(epilog=examples("benchsr show impressionism-ntire", "benchsr show pgd", "benchsr show paper"))
-def show(entry: Annotated[str, typer.Argument(metavar="ID", help="A model, threat, data set or protocol.")]) -> None:
-    """Show everything about one entry."""
-    from benchsr.base.registry import Registry
-    from benchsr.data.datasets import DATASETS
-    from benchsr.evaluation.protocol import protocols
-    from benchsr.models.zoo import availability, load_card, zoo
-    from benchsr.threats.table import THREATS
-
-    if entry.endswith(".toml") or entry in zoo():
-        card = load_card(entry)
-        out.print({"model": card.model_dump(exclude_none=True), "weights": availability(card)[1]})
-    elif entry in THREATS:
-        spec = THREATS[entry]
-        out.print({"threat": entry, "title": spec.title, "kind": spec.kind, "settings": spec.defaults})
-        if spec.make is not None:
-            out.print(inspect.getdoc(spec.make) or "")
-    elif entry in protocols():
-        protocol = protocols()[entry]
-        out.print({"protocol": protocol.figures(), "fingerprint": protocol.fingerprint})
-        out.print("\n".join(protocol.description))
-    elif entry in DATASETS:
-        out.print(DATASETS[entry])
-    else:
-        known = [*zoo(), *THREATS, *DATASETS, *protocols()]
-        Registry("entry", dict.fromkeys(known))[entry]
-
-
-@app.command(epilog=examples("benchsr fetch div2k-valid", "benchsr fetch impressionism-ntire"))
-def fetch(name: Annotated[str, typer.Argument(help="A data set, or a model whose weights are wanted.")]) -> None:
-    """Download a data set or a model's weights: with progress, resumed after a break, checked against its hash."""
-    from benchsr.data import datasets as data
-    from benchsr.models.zoo import load_card, network_key, zoo
-
-    if name.endswith(".toml") or name in zoo():
-        out.print(f"{name}: network {network_key(load_card(name))}")
-    else:
-        out.print(f"{name}: {data.fetch(name)}")
-
-
-@app.command(
-    epilog=examples(
-        "benchsr attack photo.png --model impressionism-ntire --threat pgd --out attacked.png",
-        "benchsr attack photo.png --model realesrgan-x4plus --threat pgd --set eps=0.0157 --set steps=20",
-    )
-)
-def attack(
-    image: Annotated[Path, typer.Argument(help="An HR image; LR is made from it.")],
-    model: Annotated[str, typer.Option(help="Model id or card file.")],
-    threat: Annotated[str, typer.Option(help="Threat id.")] = "pgd",
-    settings: Settings = None,
-    out_file: Annotated[Path, typer.Option("--out", help="PNG of the attacked LR.")] = Path("attacked.png"),
-    crop: Annotated[int | None, typer.Option(help="Side of a centred LR crop.")] = None,
-    device: Device = "auto",
-    seed: Seed = None,
-) -> None:
-    """Attack one image, and save the attacked LR and what the model makes of it."""
-    from benchsr.base.inference import pick_device
-    from benchsr.data.datasets import load_sample
-    from benchsr.data.images import write_image
-    from benchsr.defences.table import load_model
-    from benchsr.metrics.quality import psnr
-    from benchsr.threats.table import load_threat
-
-    chosen = load_threat(threat, **parse_settings(settings or []))
-    target = pick_device(device)
-    network = load_model(model, device=target)
-    sample = load_sample(image, crop=crop)
-    lr, hr = sample.lr[None].to(target), sample.hr[None].to(target)
-    with out.status(f"{chosen.spec.title} on {model}"):
-        result = chosen.run(network, lr, hr, [sample.id], seed or 0)
-        attacked = result.lr
-        with torch.no_grad():
-            sr_clean, sr = network(lr).clamp(0, 1), network(attacked).clamp(0, 1)
-    sr_file = out_file.with_name(f"{out_file.stem}-sr.png")
-    write_image(out_file, attacked[0].cpu())
-    write_image(sr_file, sr[0].cpu())
-    table = Table("", "before", "after")
-    if result.loss_clean is not None and result.loss_attacked is not None:
-        table.add_row("objective", f"{float(result.loss_clean):.4f}", f"{float(result.loss_attacked):.4f}")
-    table.add_row("PSNR", f"{float(psnr(sr_clean, hr)):.2f} dB", f"{float(psnr(sr, hr)):.2f} dB")
-    out.print(table)
-    out.print(f"largest change of a pixel: {float((attacked - lr).abs().max()) * 255:.2f}/255")
-    out.print(f"attacked LR: {out_file} (rounded to 8 bit)\nits SR: {sr_file}")
-
-
-@app.command(
-    epilog=examples(
-        "benchsr upscale small.png --model impressionism-ntire --out large.png",
-        "benchsr upscale noisy.png --model mrs-impressionism-ntire --threat fgsm",
-    )
-)
-def upscale(
-    image: Annotated[Path, typer.Argument(help="An LR image.")],
-    model: Annotated[str, typer.Option(help="Model id or card file.")],
-    out_file: Annotated[Path, typer.Option("--out", help="PNG of the SR image.")] = Path("upscaled.png"),
-    threat: Annotated[str, typer.Option(help="For smoothed models: use the sigma set for this threat.")] = "clean",
-    device: Device = "auto",
-) -> None:
-    """Super-resolve one image x4."""
-    from benchsr.base.inference import pick_device
-    from benchsr.data.images import read_image, write_image
-    from benchsr.defences.table import load_model
-
-    target = pick_device(device)
-    lr = read_image(image)[None].to(target)
-    with out.status(f"{model} on {lr.shape[3]} x {lr.shape[2]} pixels"), torch.no_grad():
-        sr = load_model(model, threat, target)(lr)
-    write_image(out_file, sr[0].clamp(0, 1).cpu())
-    out.print(f"{out_file}: {sr.shape[3]} x {sr.shape[2]} pixels")
-
-
-@app.command(
-    epilog=examples(
-        "benchsr report",
-        "benchsr report --protocol paper --out my-boards",
-        "benchsr run --out fresh && benchsr report --out fresh --check leaderboards",
-    )
-)
 def report(
     protocol: ProtocolName = "quick",
     dataset: DatasetName = None,
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder that holds <protocol>/results.csv.")] = Path(
-        "leaderboards"
-    ),
+    out_dir: OutDir = Path("leaderboards"),
     check: Annotated[
         Path | None, typer.Option(help="Folder of older leaderboards: fail if a figure moved without a reason.")
     ] = None,
@@ -312,7 +142,6 @@ def report(
             raise typer.Exit(1)
 
 
-@app.command(epilog=examples("benchsr site", "benchsr site --leaderboards my-boards --out my-page --serve"))
 def site(
     leaderboards: Annotated[Path, typer.Option(help="Folder that holds <protocol>/results.csv.")] = Path(
         "leaderboards"
@@ -330,103 +159,6 @@ def site(
         serve_site(out_dir)
 
 
-caches = typer.Typer(help="Look after the cache of attacked images.", no_args_is_help=True)
-app.add_typer(caches, name="cache")
-
-
-@caches.command(epilog=examples("benchsr cache info", "benchsr cache info --cache s3://bucket/attacked"))
-def info(cache: CacheFolder = None) -> None:
-    """Say how many attacked images are kept, and how large and how old they are."""
-    kept = _cache(cache)
-    entries = list(kept.entries())
-    days = max((entry.age for entry in entries), default=0) / 86400
-    size = sum(entry.bytes for entry in entries) / 1e6
-    out.print(f"{kept.folder}: {len(entries)} entries, {size:.1f} MB, the oldest of {days:.1f} days ago")
-
-
-@caches.command(epilog=examples("benchsr cache verify"))
-def verify(cache: CacheFolder = None) -> None:
-    """Check every entry against its hash. Exit code 1 where one is damaged; runs compute such entries again."""
-    damaged = _cache(cache).damaged()
-    for path, problem in damaged.items():
-        out.print(f"{path}: {problem}", markup=False)
-    out.print(f"{len(damaged)} damaged entries")
-    if damaged:
-        raise typer.Exit(1)
-
-
-@caches.command(epilog=examples("benchsr cache prune", "benchsr cache prune --days 90"))
-def prune(
-    cache: CacheFolder = None,
-    days: Annotated[float | None, typer.Option(help="Also entries written more than so many days ago.")] = None,
-) -> None:
-    """Delete damaged entries, leftovers of interrupted runs and, if asked for, old entries."""
-    gone = _cache(cache).prune(days)
-    out.print(f"{len(gone)} files deleted, {sum(entry.bytes for entry in gone) / 1e6:.1f} MB")
-
-
-def _cache(folder: str | None) -> AttackCache:
-    return AttackCache(folder or cache_dir() / "attacked")
-
-
-app.command(
-    epilog=examples(
-        "benchsr train esrgan --data photos/",
-        "benchsr train certsr --data photos/ --steps 100 --out runs/certsr",
-        "benchsr train ad-l-pgd --scale paper --data DIV2K_train_HR/ --device cuda",
-    )
-)(train)
-
-
-@app.command(
-    epilog=examples(
-        "benchsr certify small.png --model compact-certsr --sigma 0.06 --eps 0.05",
-        "benchsr certify small.png --model impressionism-ntire --n 1001 --confidence 0.999 --crop 24 --simultaneous",
-    )
-)
-def certify(
-    image: Annotated[Path, typer.Argument(help="An LR image.")],
-    model: Annotated[str, typer.Option(help="Model id or card file; of a smoothed one its network.")],
-    sigma: Annotated[float, typer.Option(help="Standard deviation of the noise, pixels being in [0, 1].")] = 0.06,
-    eps: Annotated[float, typer.Option(help="l2 radius to certify, over the whole LR image.")] = 0.05,
-    n: Annotated[int, typer.Option(help="Draws.")] = 101,
-    confidence: Annotated[float, typer.Option(help="Of each bound, or of all together.")] = 0.95,
-    simultaneous: Annotated[bool, typer.Option("--simultaneous", help="All bounds of the image together.")] = False,
-    crop: Annotated[int, typer.Option(help="Side of a centred LR crop: memory and time grow with its area.")] = 32,
-    results: Annotated[Path, typer.Option(help="results.csv whose attacks are put beside the radius.")] = Path(
-        "leaderboards/quick/results.csv"
-    ),
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder for bounds, widths, curves and text.")] = Path(
-        "certificate"
-    ),
-    device: Device = "auto",
-    seed: Seed = None,
-) -> None:
-    """Bound what any small change of one image can do to the median-smoothed model."""
-    from benchsr.base.inference import pick_device
-    from benchsr.commands.certify import attack_norms, write_report
-    from benchsr.data.images import read_image
-    from benchsr.models.network import load_network
-    from benchsr.models.zoo import load_card
-
-    target = pick_device(device)
-    lr = read_image(image)
-    top, left = (max(0, (side - crop) // 2) for side in lr.shape[1:])
-    lr = lr[:, top : top + crop, left : left + crop].to(target)
-    norms = attack_norms(results) if results.exists() else {}
-    network = load_network(load_card(model), target)
-    with out.status(f"{n} draws of {model} on {lr.shape[2]} x {lr.shape[1]} pixels"):
-        lines = write_report(
-            out_dir, network, lr, sigma, eps, n, confidence, seed or 0, simultaneous=simultaneous, norms=norms
-        )
-    out.print("\n".join(lines), highlight=False)
-    out.print(f"Written: {out_dir}")
-
-
-@app.command(
-    "tune-sigma",
-    epilog=examples("benchsr tune-sigma my-model.toml --threat pgd,noise --dataset held-out-photos/ --crop 32"),
-)
 def tune_sigma(
     model: Annotated[str, typer.Argument(help="Model id or card file; the card is changed.")],
     threat: Annotated[str, typer.Option(help="Threat ids, separated by commas.")],
@@ -442,50 +174,15 @@ def tune_sigma(
 
     A card with a sigma for each threat gets those of the threats named; any other gets one sigma for all of them.
     """
-    from benchsr.commands.tuning import held_out, plot, try_sigmas, write_choice
-    from benchsr.evaluation.protocol import load_protocol
-    from benchsr.models.network import load_network
-    from benchsr.models.zoo import load_card, zoo_dir
-    from benchsr.threats.table import THREATS
+    from benchsr.commands.tuning import tune
 
-    card, chosen = load_card(model), load_protocol(protocol)
-    path = Path(model) if model.endswith(".toml") else zoo_dir() / f"{card.id}.toml"
-    data = held_out(dataset, crop, limit)
-    draws = card.smoothing.n if card.smoothing else 21
-    with out.status(f"{card.id} on {len(data)} images"):
-        figures = try_sigmas(load_network(card), data, chosen, THREATS.select(threat), n=draws)
+    with out.status(f"{model} on {dataset}"):
+        figures, chosen, card = tune(model, threat, dataset, protocol, crop, limit, out_file)
     out.print(figures.to_string(index=False, float_format="%.4f"), highlight=False)
-    plot(figures, f"{card.title}: {len(data)} held-out images").savefig(out_file, dpi=110)
-    for name, sigma in write_choice(path, card, figures, data, chosen).items():
-        out.print(f"sigma {sigma:g} {f'against {name}' if name else 'against all threats'}: {path}")
+    for name, sigma in chosen.items():
+        out.print(f"sigma {sigma:g} {f'against {name}' if name else 'against all threats'}: {card}")
 
 
-@app.command(
-    epilog=examples(
-        "benchsr figures --models bicubic,impressionism-ntire --threats clean,noise,pgd",
-        "benchsr figures --models all --threats pgd --images astronaut,coffee",
-    )
-)
-def figures(
-    models: Models = "all",
-    threats: Threats = "all",
-    images: Annotated[
-        str | None, typer.Option(help="'all', or ids separated by commas. Default: the first image.")
-    ] = None,
-    protocol: ProtocolName = "quick",
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder that gets <protocol>/figures.")] = Path("leaderboards"),
-    cache: CacheFolder = None,
-    device: Device = "auto",
-) -> None:
-    """Draw what threats do to images and their SR, as PNG and PDF; `benchsr site` shows them with a slider."""
-    from benchsr.commands.figures import make_figures
-
-    with out.status("Drawing"):
-        folder = make_figures(models, threats, images, protocol, out=out_dir, cache=cache, device=device)
-    out.print(f"Figures: {folder}")
-
-
-@app.command(epilog=examples("benchsr submit my-model.toml"))
 def submit(
     card: Annotated[Path, typer.Argument(metavar="CARD.toml", help="The model's card.")],
     protocol: ProtocolName = "quick",
@@ -507,19 +204,97 @@ def submit(
         raise typer.Exit(1)
 
 
-def parse_settings(pairs: list[str]) -> dict[str, float | int | bool | str]:
-    """Turn ["eps=0.03", "steps=20"] into typed settings. Raises InputError for anything not name=value."""
-    settings: dict[str, float | int | bool | str] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not (name and equals and text):
-            raise InputError(f"--set {pair!r}: write it as name=value, for example --set eps=0.03")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        settings[name] = value if isinstance(value, float | int | bool | str) else text
-    return settings
+COMMANDS: dict[str, tuple[Callable[..., None], *tuple[str, ...]]] = {
+    "run": (
+        run,
+        "benchsr run --models all --threats all",
+        "benchsr run --models impressionism-ntire,my-model.toml --threats clean,noise,pgd --limit 2",
+        "benchsr run --protocol paper --device cuda --precision bf16",
+        "benchsr run --dataset photos/ --out my-boards",
+        "benchsr run --workers 4 --cell-timeout 600",
+    ),
+    "list": (
+        list_entries,
+        "benchsr list models",
+        "benchsr list threats",
+    ),
+    "show": (
+        show,
+        "benchsr show impressionism-ntire",
+        "benchsr show pgd",
+        "benchsr show paper",
+    ),
+    "fetch": (
+        fetch,
+        "benchsr fetch div2k-valid",
+        "benchsr fetch impressionism-ntire",
+    ),
+    "attack": (
+        attack,
+        "benchsr attack photo.png --model impressionism-ntire --threat pgd --out attacked.png",
+        "benchsr attack photo.png --model realesrgan-x4plus --threat pgd --set eps=0.0157 --set steps=20",
+    ),
+    "upscale": (
+        upscale,
+        "benchsr upscale small.png --model impressionism-ntire --out large.png",
+        "benchsr upscale noisy.png --model mrs-impressionism-ntire --threat fgsm",
+    ),
+    "report": (
+        report,
+        "benchsr report",
+        "benchsr report --protocol paper --out my-boards",
+        "benchsr run --out fresh && benchsr report --out fresh --check leaderboards",
+    ),
+    "site": (
+        site,
+        "benchsr site",
+        "benchsr site --leaderboards my-boards --out my-page --serve",
+    ),
+    "train": (
+        train,
+        "benchsr train esrgan --data photos/",
+        "benchsr train certsr --data photos/ --steps 100 --out runs/certsr",
+        "benchsr train ad-l-pgd --scale paper --data DIV2K_train_HR/ --device cuda",
+    ),
+    "certify": (
+        certify,
+        "benchsr certify small.png --model compact-certsr --sigma 0.06 --eps 0.05",
+        "benchsr certify small.png --model impressionism-ntire --n 1001 --confidence 0.999 --crop 24 --simultaneous",
+    ),
+    "tune-sigma": (
+        tune_sigma,
+        "benchsr tune-sigma my-model.toml --threat pgd,noise --dataset held-out-photos/ --crop 32",
+    ),
+    "figures": (
+        figures,
+        "benchsr figures --models bicubic,impressionism-ntire --threats clean,noise,pgd",
+        "benchsr figures --models all --threats pgd --images astronaut,coffee",
+    ),
+    "submit": (submit, "benchsr submit my-model.toml"),
+}
+"""Every command with examples of its use, in the order of the help."""
+
+
+app = typer.Typer(
+    name="benchsr",
+    help="Adversarial robustness benchmark for x4 image super-resolution.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _name, (_function, *_lines) in COMMANDS.items():
+    app.command(_name, epilog=examples(*_lines))(_function)
+app.add_typer(caches, name="cache")
+
+
+class Stopped(BaseException):
+    """A signal that asks to stop. No KeyboardInterrupt: typer would answer that one, and without a word."""
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # asked twice, go at once
+    raise Stopped(number)
 
 
 def main() -> None:
@@ -529,14 +304,20 @@ def main() -> None:
         format="%(message)s",
         handlers=[RichHandler(console=err, show_time=False, show_path=False)],
     )
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         app()
     except BenchsrError as error:
         err.print(f"[bold red]benchsr:[/] {escape(str(error))}", highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("benchsr: interrupted; what was computed is kept, and the same command goes on from there")
-        sys.exit(130)
+    except Stopped as stopped:
+        err.print(
+            "benchsr: stopped; what was computed is kept, and the same command goes on from there", soft_wrap=True
+        )
+        sys.exit(128 + int(stopped.args[0]))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

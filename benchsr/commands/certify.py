@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 from statistics import fmean
@@ -12,17 +13,42 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from benchsr.base.drawing import save
+from benchsr.base.errors import InputError
 from benchsr.base.files import write_atomic
+from benchsr.base.inference import pick_device
 from benchsr.base.pairs import SCALE
-from benchsr.data.images import write_image
+from benchsr.data.images import read_image, write_image
 from benchsr.defences.certificate import Certificate, certify_draws, largest_eps, noisy_outputs, width_curves
-from benchsr.results.records import read_results
+from benchsr.evaluation.ledger import read_ledger, stored_protocol
+from benchsr.models.network import load_network
+from benchsr.models.zoo import load_card
 
 
-def describe(certificate: Certificate, norms: Mapping[str, float], step: float = 9 / 255) -> list[str]:
+@dataclass(frozen=True)
+class Settings:
+    """What to certify: see `benchsr.certify`."""
+
+    sigma: float
+    eps: float
+    n: int = 101
+    confidence: float = 0.95
+    seed: int = 0
+    simultaneous: bool = False
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Mean l2 norms of the LR's change by threat id, measured on LR crops of side `crop` (None: of many sizes)."""
+
+    crop: int | None
+    by_threat: Mapping[str, float]
+
+
+def describe(certificate: Certificate, norms: Norms | None = None, step: float = 9 / 255) -> list[str]:
     """The certificate in words, a line each: what it covers, how wide it is, and how far attacks reach beyond it.
 
-    `norms`: mean l2 norms of attacks by threat id; `step`: the L-infinity attack put beside the radius in any case.
+    `norms`: of attacks, called inside or outside the radius where they are of LR images of the certificate's size, as
+    an l2 norm grows with its image; `step`: the L-infinity attack put beside the radius in any case.
     """
     c = certificate
     together = "all bounds of the image together" if c.simultaneous else "each bound by itself"
@@ -50,70 +76,87 @@ def describe(certificate: Certificate, norms: Mapping[str, float], step: float =
         f"An L-infinity step of {step * 255:g}/255 on an LR image of this size has l2 norm {reach:.3g}, "
         f"{reach / max(c.eps, 1e-12):.3g} times the certified radius.",
     ]
-    lines += [
-        f"Attack {name}: mean l2 norm {size:.3g}, {'inside' if size < c.eps else 'outside'} the certified radius."
-        for name, size in norms.items()
+    return lines + (_beside(c, norms, side) if norms and norms.by_threat else [])
+
+
+def _beside(certificate: Certificate, norms: Norms, side: tuple[int, int]) -> list[str]:
+    """Norms of attacks beside the radius, where both are about LR images of one size; else why they are not."""
+    size = f"LR crops of {norms.crop} x {norms.crop} pixels" if norms.crop else "LR images of other sizes"
+    if side == (norms.crop, norms.crop):
+        return [
+            f"Attack {name}: mean l2 norm {norm:.3g} on {size}, "
+            f"{'inside' if norm < certificate.eps else 'outside'} the certified radius."
+            for name, norm in norms.by_threat.items()
+        ]
+    hint = f"; certify with --crop {norms.crop} to compare" if norms.crop else ""
+    found = ", ".join(f"{name} {norm:.3g}" for name, norm in norms.by_threat.items())
+    return [
+        f"Mean l2 norms of attacks, measured on {size} and not comparable with the radius over "
+        f"{side[0]} x {side[1]} pixels: {found}{hint}."
     ]
-    return lines
 
 
-def attack_norms(results: Path) -> dict[str, float]:
-    """Mean l2 norm of the LR's change by threat id, from a results.csv (computed at the crop of that leaderboard)."""
-    records, _ = read_results(results)
+def attack_norms(results: Path) -> Norms:
+    """The norms of a leaderboard's attacks from its results.csv, and from protocol.json beside it their size."""
     seen: dict[str, dict[str, float]] = {}
-    for r in records:
+    for r in read_ledger(results.parent):
         if r.attack_l2:
             seen.setdefault(r.threat, {})[f"{r.model}/{r.image}"] = r.attack_l2
-    return {threat: fmean(norms.values()) for threat, norms in seen.items()}
+    try:
+        crop = stored_protocol(results.parent)[0].crop
+    except InputError:  # nobody knows
+        crop = None
+    return Norms(crop, {threat: fmean(norms.values()) for threat, norms in seen.items()})
+
+
+def certify_image(
+    image: Path, model: str, settings: Settings, folder: Path, crop: int, norms: Norms | None, device: str = "auto"
+) -> list[str]:
+    """Certify `model` on the centred LR crop of side `crop` of an image file; see `write_report`."""
+    target = pick_device(device)
+    lr = read_image(image)
+    top, left = (max(0, (side - crop) // 2) for side in lr.shape[1:])
+    lr = lr[:, top : top + crop, left : left + crop].to(target)
+    return write_report(folder, load_network(load_card(model), target), lr, settings, norms)
 
 
 def write_report(
-    folder: Path,
-    model: nn.Module,
-    lr: Tensor,
-    sigma: float,
-    eps: float,
-    n: int,
-    confidence: float,
-    seed: int = 0,
-    *,
-    simultaneous: bool = False,
-    norms: Mapping[str, float] | None = None,
+    folder: Path, model: nn.Module, lr: Tensor, settings: Settings, norms: Norms | None = None
 ) -> list[str]:
     """Certify one image `lr` (3, h, w); write lower.png, upper.png, width.png, curves.png and certificate.txt.
 
     Returns the lines of certificate.txt. Memory as for `certify`.
     """
-    draws = noisy_outputs(model, lr, sigma, n, seed, "0")
-    certificate = certify_draws(draws, sigma, eps, confidence, simultaneous)
-    folder.mkdir(parents=True, exist_ok=True)
+    sigma, n, confidence, together = settings.sigma, settings.n, settings.confidence, settings.simultaneous
+    draws = noisy_outputs(model, lr, sigma, n, settings.seed, "0")
+    certificate = certify_draws(draws, sigma, settings.eps, confidence, together)
     for name in ("lower", "upper"):
         write_image(folder / f"{name}.png", getattr(certificate, name)[0].clamp(0, 1).cpu())
-    elements = draws[0].numel() if simultaneous else None
+    elements = draws[0].numel() if together else None
     counts = [c for c in (21, 101, 1001) if c < n] + [n]
     radii = np.linspace(0, max(largest_eps(c, sigma, confidence, elements) for c in counts) * 0.999, 25).tolist()
-    curves = width_curves(draws, sigma, confidence, counts, radii, simultaneous)
-    _plot_width(folder / "width.png", certificate)
-    _plot_curves(folder / "curves.png", radii, curves, sigma)
-    lines = describe(certificate, norms or {})
+    curves = width_curves(draws, sigma, confidence, counts, radii, together)
+    save(_width(certificate), folder / "width.png")
+    save(_curves(radii, curves, sigma), folder / "curves.png")
+    lines = describe(certificate, norms)
     write_atomic(folder / "certificate.txt", "\n".join(lines) + "\n")
     return lines
 
 
-def _plot_width(path: Path, certificate: Certificate) -> None:
+def _width(certificate: Certificate) -> Figure:
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.subplots()
     shown = axes.imshow(certificate.width[0].amax(0).cpu().numpy() * 255, cmap="viridis", vmin=0)
     figure.colorbar(shown, label="upper - lower, widest channel (1/255)")
     axes.set_axis_off()
-    save(figure, path)
+    return figure
 
 
-def _plot_curves(path: Path, eps: Sequence[float], curves: Mapping[int, Sequence[float]], sigma: float) -> None:
+def _curves(eps: Sequence[float], curves: Mapping[int, Sequence[float]], sigma: float) -> Figure:
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.subplots()
     for n, widths in curves.items():
         axes.plot(eps, [w * 255 for w in widths], label=f"n = {n}")
     axes.set(xlabel=f"certified l2 radius (sigma {sigma:g})", ylabel="mean width (1/255)", ylim=(0, None))
     axes.legend()
-    save(figure, path)
+    return figure

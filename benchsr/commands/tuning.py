@@ -12,15 +12,18 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from benchsr.base.drawing import GRID
+from benchsr.base.drawing import GRID, save
 from benchsr.base.errors import InputError
 from benchsr.base.files import sha256_file, write_atomic
-from benchsr.base.inference import full_float32
+from benchsr.base.inference import Autocast, full_float32, to_8bit
 from benchsr.data.datasets import DATASETS, Dataset, load_dataset
 from benchsr.defences.smoothing import Smoothed
-from benchsr.evaluation.protocol import Protocol
+from benchsr.evaluation.protocol import Protocol, load_protocol
 from benchsr.metrics.quality import METRICS, score
 from benchsr.models.cards import Card
+from benchsr.models.network import load_network
+from benchsr.models.zoo import load_card, zoo_dir
+from benchsr.threats.table import THREATS
 
 SIGMAS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1)
 """Candidates, in [0, 1] pixel units; 0 is no smoothing."""
@@ -51,21 +54,24 @@ def try_sigmas(
 ) -> pd.DataFrame:
     """Figures of `network` smoothed with each of `sigmas`: columns threat, sigma, psnr (dB), ssim, lpips; image means.
 
-    Attacks see `network` itself, as the paper's do; LR, metrics and seed are those of `protocol`. Raises InputError for
-    a threat with its own data set and for one that knows the smoothing, whose attack would differ with each sigma.
+    Attacks see `network` itself, as the paper's do; their precision, all rounding, metrics and seed are those of
+    `protocol`. Raises InputError for a threat with its own data set and for one that knows the smoothing, whose attack
+    would differ with each sigma.
     """
     lines = []
+    seen = Autocast(network) if protocol.precision == "bf16" else network
     for threat in (protocol.threat(name) for name in threats):
         if threat.median_of:
             raise InputError(f"threat {threat.id!r} knows the smoothing; choose sigma for one that does not")
         for sample in map(data.sample, data.ids):
-            lr, hr = sample.lr[None], sample.hr[None]
-            attacked = threat.run(network, lr, hr, [sample.id], protocol.seed).lr
+            with full_float32():
+                attacked = threat(seen, sample.lr[None], sample.hr[None], [sample.id], protocol.seed)
+            attacked = to_8bit(attacked) if protocol.quantise_lr else attacked
             for sigma in sigmas:
                 with torch.no_grad(), full_float32():
                     smoothed = Smoothed(network, sigma, n, protocol.seed) if sigma else None
                     sr = smoothed(attacked, [sample.id]) if smoothed else network(attacked)
-                figures = {name: value.item() for name, value in score(sr, hr, protocol.metrics).items()}
+                figures = {name: value.item() for name, value in score(sr, sample.hr[None], protocol.metrics).items()}
                 lines.append({"threat": threat.id, "sigma": sigma, **figures})
     found = pd.DataFrame(lines)
     return found.groupby(["threat", "sigma"], sort=False, as_index=False).mean()
@@ -101,6 +107,22 @@ def write_choice(path: Path, card: Card, figures: pd.DataFrame, data: Dataset, p
     )
     write_atomic(path, tomlkit.dumps(document))
     return chosen
+
+
+def tune(
+    model: str, threats: str, dataset: str, protocol: str, crop: int | None, limit: int | None, plot_file: Path
+) -> tuple[pd.DataFrame, dict[str, float], Path]:
+    """Choose sigma of a card on held-out images, write it into the card, and draw the choice.
+
+    Returns all figures, the choice by threat id ("" for all), and the card's path. Raises BenchsrError.
+    """
+    card, chosen = load_card(model), load_protocol(protocol)
+    path = Path(model) if model.endswith(".toml") else zoo_dir() / f"{card.id}.toml"
+    data = held_out(dataset, crop, limit)
+    draws = card.smoothing.n if card.smoothing else 21
+    figures = try_sigmas(load_network(card), data, chosen, THREATS.select(threats), n=draws)
+    save(plot(figures, f"{card.title}: {len(data)} held-out images"), plot_file)
+    return figures, write_choice(path, card, figures, data, chosen), path
 
 
 def plot(figures: pd.DataFrame, title: str) -> Figure:

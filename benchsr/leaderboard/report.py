@@ -246,15 +246,16 @@ def summary(records: Sequence[Record], cards: Mapping[str, CardInfo], width: int
         members = [card for card in family_cards(family, grid, cards) if any(model == card.id for model, _ in grid)]
         shown = [card for card in members if any(grid[key].n for key in grid if key[0] == card.id)]
         if shown:
-            yield Text(f"\n{name[0].upper()}{name[1:]}: PSNR in dB above LPIPS, means over images")
+            yield Text(f"{name[0].upper()}{name[1:]}: PSNR in dB above LPIPS, image means")
         for group in SUMMARIES:
             threats = [t for layout in group for t in LAYOUTS[layout].threats if t in expected]
             rows = [card.id for card in shown if any(grid.get((card.id, t), NOT_RUN).n for t in threats)]
             for part in _fitting(threats, max(map(len, rows), default=0), width):
                 yield _brief_table(part, rows, grid)
+                yield Text()
         if shown and len(shown) < len(members):
             absent = ", ".join(card.id for card in members if card not in shown)
-            yield Text(f"no figures (see report.md): {absent}")
+            yield Text(f"no figures (see report.md): {absent}\n")
 
 
 def _fitting(threats: Sequence[str], label: int, width: int) -> Iterator[list[str]]:

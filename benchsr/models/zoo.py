@@ -14,11 +14,11 @@ from benchsr.base.registry import Registry
 from benchsr.models.cards import AdapterSource, Card, read_card
 
 PAPER_ROWS = (
-    *("bicubic", "esrgan", "ad-l-fgsm", "ad-l-bim", "ad-l-pgd", "ad-l-cw", "certsr"),
-    *("esrgan-fs-ntire", "esrgan-fs-aim", "esrgan-fs-dped"),
-    *("impressionism-ntire", "impressionism-aim", "impressionism-dped"),
+    "bicubic",
+    *(f"{method}-{domain}" for method in ("esrgan-fs", "impressionism") for domain in ("ntire", "aim", "dped")),
+    *("esrgan", "ad-l-pgd", "ad-l-fgsm", "ad-l-bim", "ad-l-cw", "certsr"),
 )
-"""The rows of the paper's tables, in its order."""
+"""The 13 rows of the paper's Table 3, in its order."""
 
 
 def zoo_dir() -> Path:

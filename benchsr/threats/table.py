@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ from benchsr.base.errors import InputError
 from benchsr.base.pairs import check_pair
 from benchsr.base.registry import Registry
 from benchsr.base.rng import generators
-from benchsr.metrics.objective import BoundObjective, Objective
+from benchsr.metrics.objective import BoundObjective, Objective, PerceptualNet
 from benchsr.threats.adaptive import APGD, Square, StrongPGD
 from benchsr.threats.attacks import BIM, CW, FGSM, PGD, AttackResult, GradientAttack
 from benchsr.threats.corruptions import (
@@ -33,6 +33,9 @@ from benchsr.threats.corruptions import (
 Setting = float | int | bool | str
 
 Kind = Literal["corruption", "attack", "dataset"]
+
+CHOICES: Mapping[str, Sequence[str]] = {"perceptual_net": get_args(PerceptualNet)}
+"""Settings that are names, with those that there are."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ def load_threat(threat_id: str, **settings: Setting) -> Threat:
 
     Attacks take `eps`, `alpha`, `steps`, `random_start`, `c`, `lr` where they apply, and `l1_weight`,
     `perceptual_weight`, `perceptual_net`. Raises UnknownIdError for an unknown id and InputError for an unknown setting
-    or one of the wrong type.
+    or one of the wrong type or name.
     """
     spec = THREATS[threat_id]
     defaults = spec.defaults
@@ -204,5 +207,7 @@ def load_threat(threat_id: str, **settings: Setting) -> Threat:
         fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
         if not fits or (isinstance(value, bool) and kind is not bool):
             raise InputError(f"threat {threat_id!r}: {name} must be {kind.__name__}, got {value!r}")
+        if name in CHOICES and value not in CHOICES[name]:
+            raise InputError(f"threat {threat_id!r}: {name} must be one of {', '.join(CHOICES[name])}; got {value!r}")
         settings[name] = kind(value)  # 1 and 1.0 are one setting of a float, and have one key
     return Threat(threat_id, spec, {**defaults, **settings})

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import signal
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,13 @@ from PIL import Image
 from toys import FakeLpips, photos, protocol, toy_card
 
 from benchsr.base.errors import InputError
-from benchsr.cli.main import main, parse_settings
+from benchsr.cli.main import main
+from benchsr.cli.options import parse_settings
+from benchsr.data.images import read_image
+from benchsr.defences.table import load_model
+from benchsr.evaluation.plan import Cell
+from benchsr.evaluation.worker import Worker
+from benchsr.results.records import Record
 
 
 @pytest.fixture
@@ -70,6 +80,8 @@ def test_exit_code_1_when_an_evaluation_failed(toy: Path, monkeypatch: pytest.Mo
         ("report --out nowhere", "benchsr run"),
         ("upscale absent.png --model bicubic", "absent.png"),
         ("attack photos/photo0.png --model bicubic --set epsilon=1", "eps"),
+        ("attack photos/photo0.png --model bicubic --set perceptual_net=x", "must be one of vgg16, vgg19; got 'x'"),
+        ("upscale photos/photo0.png --model bicubic --threat pdg", "did you mean 'pgd'"),
         ("run --no-such-option", "No such option"),
     ],
 )
@@ -108,6 +120,72 @@ def test_attack_and_upscale_write_images(toy: Path, monkeypatch: pytest.MonkeyPa
 def test_help_has_examples(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, f"{command} --help") == 0
     assert "benchsr" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["", "--help", "run --help", "certify --help", "train --help", "list models"])
+def test_help_and_the_list_of_models_import_nothing_heavy(command: str, tmp_path: Path) -> None:
+    script = f"""
+import sys
+from benchsr.cli import main
+sys.argv = ["benchsr", *{command.split()!r}]
+try:
+    main()
+except SystemExit as ended:
+    code = ended.code
+else:
+    code = 0
+heavy = {{"torch", "numpy", "pandas", "matplotlib", "scipy", "jinja2", "cv2"}} & set(sys.modules)
+assert not heavy, heavy
+sys.exit(code)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == (0 if command else 2), done.stderr
+    assert "bicubic" in done.stdout if command == "list models" else "Usage" in done.stdout
+
+
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_says_how_to_go_on(
+    toy: Path, stop: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second evaluation is interrupted; the first is kept, and the same command computes the rest."""
+    calls, real, before = itertools.count(), Worker.run, signal.getsignal(stop)
+
+    def run(self: Worker, cell: Cell) -> Iterator[Record]:
+        if next(calls) == 1:
+            signal.raise_signal(stop)
+        return real(self, cell)
+
+    command = f"{RUN} --threats clean --limit 2 --workers 1"
+    monkeypatch.setattr(Worker, "run", run)
+    assert call(monkeypatch, command) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["benchsr: stopped; what was computed is kept, and the same command goes on from there"]
+    assert signal.getsignal(stop) is before
+    assert call(monkeypatch, command) == 0
+    assert "3 evaluations to do, 1 known already" in capsys.readouterr().out
+
+
+def test_attack_meets_the_model_as_its_card_deploys_it(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SR is that of a run: sigma is the one of the threat, and an attack that knows the smoothing sees it."""
+    toy_card(toy, "toy-s", seed=1, more="[smoothing]\nn = 3\nsigma = {pgd = 0.2}")
+    for threat in ("pgd", "pgd-median"):
+        options = "--set steps=1 --set perceptual_weight=0" + " --set restarts=1" * (threat != "pgd")
+        assert call(monkeypatch, f"attack photos/photo0.png --model toy-s.toml --threat {threat} {options}") == 0
+        attacked = read_image(toy / "attacked.png")[None]
+        expected = load_model(str(toy / "toy-s.toml"), "pgd")(attacked, ["photo0"]).clamp(0, 1)
+        plain = load_model(str(toy / "toy-a.toml"))(attacked).clamp(0, 1)
+        found = read_image(toy / "attacked-sr.png")[None]
+        assert float((found - expected).abs().mean()) < 0.02 < float((found - plain).abs().mean())
+
+
+def test_certify(toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, f"{RUN} --threats fgsm --limit 1") == 0
+    command = "certify photos/photo0.png --model toy-a.toml --n 21 --results out/toy/results.csv"
+    for crop, words in {12: "on LR crops of 12 x 12 pixels, outside", 10: "not comparable"}.items():
+        assert call(monkeypatch, f"{command} --crop {crop}") == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert words in said
+        assert ("side the certified radius" in said) == (crop == 12)
 
 
 def test_parse_settings() -> None:

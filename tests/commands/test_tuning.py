@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from benchsr.base.errors import InputError
+from benchsr.base.inference import to_8bit
 from benchsr.commands.tuning import best_sigmas, held_out, plot, try_sigmas, write_choice
 from benchsr.data.datasets import load_dataset
 from benchsr.data.images import write_image
 from benchsr.defences.smoothing import smooth
 from benchsr.evaluation.protocol import Protocol
+from benchsr.metrics.quality import psnr
 from benchsr.models.zoo import load_card
 
 CARD = """# kept
@@ -63,6 +65,39 @@ def test_every_sigma_is_scored_on_the_attacked_image(
     assert found["psnr"][2] < found["psnr"][0]
     with pytest.raises(InputError, match="knows the smoothing"):
         try_sigmas(network, data, protocol, ["pgd-eot"])
+
+
+class Watched(nn.Module):
+    """Nearest neighbours, and what was asked: each input, and whether bfloat16 was allowed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[Tensor, bool]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.asked.append((x.detach(), torch.is_autocast_enabled("cpu")))
+        return nn.functional.interpolate(0.9 * x, scale_factor=4)
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_rounding_and_precision_are_the_protocols(
+    tmp_path: Path, protocol: Protocol, monkeypatch: pytest.MonkeyPatch, rounded: bool, precision: str
+) -> None:
+    monkeypatch.setattr("benchsr.metrics.quality.lpips", fake_lpips)
+    fields = {"quantise_lr": rounded, "precision": precision, "metrics": {"quantise_sr": rounded}}
+    fields |= {"settings": {"fgsm": {"eps": 0.0123}}}
+    chosen = Protocol.model_validate(protocol.model_dump() | fields)
+    data, network = held_out(str(folder_of_images(tmp_path / "images", 1)), None, None), Watched()
+    found = try_sigmas(network, data, chosen, ["fgsm"], sigmas=(0.0,))
+    *attack, (scored, in_bf16) = network.asked
+    assert {allowed for _, allowed in attack} == {precision == "bf16"}
+    assert not in_bf16
+    assert torch.equal(scored, to_8bit(scored)) == rounded
+    sr, hr = nn.functional.interpolate(0.9 * scored, scale_factor=4), data[0].hr[None]
+    seen = to_8bit(sr) if rounded else sr
+    assert found["psnr"][0] == float(psnr(seen, hr, chosen.metrics.border))
+    assert found["lpips"][0] == pytest.approx(float(fake_lpips(sr, hr)), abs=1e-9)
 
 
 def test_evaluation_images_are_refused(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from scipy.stats import binom, norm
 from torch import Tensor, nn
 
 from benchsr.base.errors import InputError
-from benchsr.commands.certify import describe, write_report
+from benchsr.commands.certify import describe
 from benchsr.defences.certificate import certify, failure, largest_eps, order_statistics, ranks, width_curves
 from benchsr.defences.smoothing import smooth
 
@@ -55,7 +54,7 @@ def test_infeasible_bounds_are_infinite_never_the_extreme_draws() -> None:
     assert bool((certificate.upper == torch.inf).all())
     assert certificate.largest_eps == 0
     assert certificate.fraction_within(0.5).tolist() == [0, 0]
-    assert any("Not certifiable" in line for line in describe(certificate, {}))
+    assert any("Not certifiable" in line for line in describe(certificate))
 
 
 def test_order_statistics_are_numpys(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,22 +158,6 @@ def test_the_certificates_draws_are_not_the_deployed_ones() -> None:
     lr, _ = images(1, 8)
     deployed = smooth(nn.Identity(), SIGMA, 21)
     assert not torch.equal(deployed.draws(lr[0], "0"), deployed.draws(lr[0], "0", "certificate"))
-
-
-def test_report_files(tmp_path: Path) -> None:
-    lr, _ = images(1, 8)
-    lines = write_report(tmp_path, tiny_rrdb(), lr[0], SIGMA, 0.05, 31, 0.95, norms={"pgd": 4.5, "tiny": 0.01})
-    assert {p.name for p in tmp_path.iterdir()} == {
-        "lower.png",
-        "upper.png",
-        "width.png",
-        "curves.png",
-        "certificate.txt",
-    }
-    text = "\n".join(lines)
-    assert "pgd: mean l2 norm 4.5, outside" in text
-    assert "tiny: mean l2 norm 0.01, inside" in text
-    assert "exact median" in text
 
 
 @pytest.mark.parametrize(

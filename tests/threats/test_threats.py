@@ -95,6 +95,8 @@ def test_clear_errors() -> None:
         load_threat("pgd", epsilon=0.1)
     with pytest.raises(InputError, match="steps must be int"):
         load_threat("pgd", steps=2.5)
+    with pytest.raises(InputError, match="perceptual_net must be one of vgg16, vgg19; got 'x'"):
+        load_threat("pgd", perceptual_net="x")
     with pytest.raises(InputError, match="brings its own LR"):
         load_threat("ntire")(nn.Identity(), *images(1, 12))
     with pytest.raises(InputError, match="not an attack"):

@@ -1,0 +1,98 @@
+"""`benchsr list`, `show` and `fetch`: what there is, and what can be had."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from benchsr.base.registry import Registry
+from benchsr.cli.options import out
+
+Rows = Iterator[tuple[str, ...]]
+
+
+def _models() -> Rows:
+    from benchsr.models.zoo import availability, zoo
+
+    return ((card.id, card.title, card.family, availability(card)[1]) for card in zoo().values())
+
+
+def _threats() -> Rows:
+    from benchsr.threats.table import THREATS
+
+    for threat, spec in THREATS.items():
+        pairs = (f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in spec.defaults.items())
+        yield threat, spec.title, spec.kind, ", ".join(pairs)
+
+
+def _datasets() -> Rows:
+    from benchsr.data.datasets import DATASETS
+
+    return ((name, spec.title) for name, spec in DATASETS.items())
+
+
+def _protocols() -> Rows:
+    from benchsr.evaluation.protocol import protocols
+
+    return ((protocol.id, protocol.title, protocol.dataset) for protocol in protocols().values())
+
+
+LISTINGS: dict[str, tuple[tuple[str, ...], Callable[[], Rows]]] = {
+    "models": (("id", "title", "scale", "weights"), _models),
+    "threats": (("id", "title", "kind", "settings"), _threats),
+    "datasets": (("id", "title"), _datasets),
+    "protocols": (("id", "title", "data"), _protocols),
+}
+"""What can be listed: columns, and where the rows come from."""
+
+
+def list_entries(kind: Annotated[str, typer.Argument(help="models, threats, datasets or protocols.")]) -> None:
+    """List what benchsr knows."""
+    columns, rows = Registry("kind of entry", LISTINGS)[kind]
+    table = Table()
+    for column in columns:
+        table.add_column(column, no_wrap=column == "id")
+    for row in rows():
+        table.add_row(*row)
+    out.print(table)
+
+
+def show(entry: Annotated[str, typer.Argument(metavar="ID", help="A model, threat, data set or protocol.")]) -> None:
+    """Show everything about one entry."""
+    from benchsr.data.datasets import DATASETS
+    from benchsr.evaluation.protocol import protocols
+    from benchsr.models.zoo import availability, load_card, zoo
+    from benchsr.threats.table import THREATS
+
+    if entry.endswith(".toml") or entry in zoo():
+        card = load_card(entry)
+        out.print({"model": card.model_dump(exclude_none=True), "weights": availability(card)[1]})
+    elif entry in THREATS:
+        spec = THREATS[entry]
+        out.print({"threat": entry, "title": spec.title, "kind": spec.kind, "settings": spec.defaults})
+        if spec.make is not None:
+            out.print(inspect.getdoc(spec.make) or "")
+    elif entry in protocols():
+        protocol = protocols()[entry]
+        out.print({"protocol": protocol.figures(), "fingerprint": protocol.fingerprint})
+        out.print("\n".join(protocol.description))
+    elif entry in DATASETS:
+        out.print(DATASETS[entry])
+    else:
+        known = [*zoo(), *THREATS, *DATASETS, *protocols()]
+        Registry("entry", dict.fromkeys(known))[entry]
+
+
+def fetch(name: Annotated[str, typer.Argument(help="A data set, or a model whose weights are wanted.")]) -> None:
+    """Download a data set or a model's weights: with progress, resumed after a break, checked against its hash."""
+    from benchsr.data import datasets as data
+    from benchsr.models.zoo import load_card, network_key, zoo
+
+    if name.endswith(".toml") or name in zoo():
+        out.print(f"{name}: network {network_key(load_card(name))}")
+    else:
+        out.print(f"{name}: {data.fetch(name)}")

@@ -1,0 +1,54 @@
+"""`benchsr certify`: its files, and attacks beside the radius only where both are about images of one size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import images, tiny_rrdb
+
+from benchsr.commands.certify import Norms, Settings, attack_norms, describe, write_report
+from benchsr.defences.certificate import certify
+from benchsr.evaluation.ledger import Ledger
+from benchsr.evaluation.protocol import Protocol
+from benchsr.results.records import Record, Status, write_results
+
+SIGMA = 0.1
+
+
+def test_report_files(tmp_path: Path) -> None:
+    lr, _ = images(1, 8)
+    norms = Norms(8, {"pgd": 4.5, "tiny": 0.01})
+    lines = write_report(tmp_path / "new", tiny_rrdb(), lr[0], Settings(SIGMA, 0.05, 31), norms)
+    made = {"lower.png", "upper.png", "width.png", "curves.png", "certificate.txt"}
+    assert {p.name for p in (tmp_path / "new").iterdir()} == made
+    text = "\n".join(lines)
+    assert "pgd: mean l2 norm 4.5 on LR crops of 8 x 8 pixels, outside" in text
+    assert "tiny: mean l2 norm 0.01 on LR crops of 8 x 8 pixels, inside" in text
+    assert "exact median" in text
+    assert (tmp_path / "new" / "certificate.txt").read_text() == text + "\n"
+
+
+@pytest.mark.parametrize("crop", [6, 16, None])
+def test_norms_of_other_sizes_are_told_but_not_judged(crop: int | None) -> None:
+    found = certify(tiny_rrdb(), images(1, 8)[0], SIGMA, 0.05, 31)
+    text = "\n".join(describe(found, Norms(crop, {"pgd": 4.5})))
+    size = f"LR crops of {crop} x {crop} pixels" if crop else "LR images of other sizes"
+    assert f"measured on {size} and not comparable with the radius over 8 x 8 pixels: pgd 4.5" in text
+    assert (f"--crop {crop}" in text) == (crop is not None)
+    assert "side the certified radius" not in text
+
+
+def test_norms_know_the_crop_of_their_leaderboard(tmp_path: Path) -> None:
+    protocol = Protocol.model_validate({"id": "p", "title": "P", "dataset": "photos", "crop": 24})
+    key = "0" * 64
+    lines = [
+        Record("p", "photos", model, "pgd", "cat", Status.OK, attack_l2=norm, psnr=1.0, ssim=1.0, lpips=0.0, key=key)
+        for model, norm in (("a", 1.0), ("b", 2.0))
+    ]
+    write_results(tmp_path / "results.csv", lines)
+    assert attack_norms(tmp_path / "results.csv") == Norms(None, {"pgd": 1.5})
+    (tmp_path / "results.csv").unlink()
+    Ledger(tmp_path, protocol, {}).open()
+    write_results(tmp_path / "results.csv", lines)
+    assert attack_norms(tmp_path / "results.csv") == Norms(24, {"pgd": 1.5})
