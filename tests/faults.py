@@ -7,6 +7,7 @@ runs the toy benchmark in FOLDER (see `make_bench`), slowed down by SECONDS an e
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 import torch
 from torch import Tensor, nn
 from toys import FakeLpips, photos, protocol, toy_card
@@ -32,6 +34,7 @@ from benchsr.metrics import quality as metrics
 from benchsr.models import network as models
 from benchsr.results.records import Record
 
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: benchsr[ray]")
 FIGURES = ["psnr", "ssim", "lpips", "attack_linf", "attack_l2", "loss_clean", "loss_attacked", "status", "key"]
 """Columns of results.csv that no executor, interruption or repetition may change. The others are times."""
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from conftest import tiny_rrdb
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from benchsr.cli import main
 from benchsr.results.records import Record
 
 SCORES = ("psnr", "ssim", "lpips")
@@ -80,3 +83,11 @@ def protocol(folder: Path, dataset: Path) -> Path:
         "[objective]\nl1_weight = 1.0\nperceptual_weight = 0.0\n[settings.pgd]\nsteps = 2\n"
     )
     return file
+
+
+def call(monkeypatch: pytest.MonkeyPatch, command: str) -> int:
+    """Run a command line in this process and return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["benchsr", *command.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from toys import FakeLpips, photos, protocol, toy_card
+from toys import FakeLpips, call, photos, protocol, toy_card
 
 from benchsr.base.errors import InputError
-from benchsr.cli.main import main
 from benchsr.cli.options import parse_settings
 from benchsr.data.images import read_image
 from benchsr.defences.table import load_model
@@ -33,14 +32,6 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     toy_card(tmp_path, "toy-a", seed=1)
     protocol(tmp_path, photos(tmp_path / "photos"))
     return tmp_path
-
-
-def call(monkeypatch: pytest.MonkeyPatch, command: str) -> int:
-    """Run a command line in this process and return its exit code."""
-    monkeypatch.setattr(sys, "argv", ["benchsr", *command.split()])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
 
 
 RUN = "run --models toy-a.toml,bicubic --protocol toy.toml --out out --cache cache --workers 1"

@@ -43,7 +43,7 @@ def test_norms_know_the_crop_of_their_leaderboard(tmp_path: Path) -> None:
     protocol = Protocol.model_validate({"id": "p", "title": "P", "dataset": "photos", "crop": 24})
     key = "0" * 64
     lines = [
-        Record("p", "photos", model, "pgd", "cat", Status.OK, attack_l2=norm, psnr=1.0, ssim=1.0, lpips=0.0, key=key)
+        Record("p", "photos", model, "pgd", "cat", Status.OK, attack_l2=norm, key=key)
         for model, norm in (("a", 1.0), ("b", 2.0))
     ]
     write_results(tmp_path / "results.csv", lines)

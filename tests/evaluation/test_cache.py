@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import call
+from toys import call
 
 from benchsr.base.errors import InputError
 from benchsr.evaluation.cache import AttackCache, AttackReport

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 import re
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from faults import FAULTS, ToyBench, ToyExecutor, make_bench
+from faults import FAULTS, ToyBench, ToyExecutor, make_bench, needs_ray
 from toys import toy_card
 
 from benchsr.base.errors import InputError, UnknownIdError
@@ -33,7 +32,6 @@ from benchsr.evaluation.worker import Worker
 from benchsr.results.records import Record, Status
 
 CPU = torch.device("cpu")
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: benchsr[ray]")
 
 
 @pytest.fixture

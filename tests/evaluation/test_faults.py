@@ -18,8 +18,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from faults import ToyBench, ToyExecutor, make_bench
-from test_executors import needs_ray
+from faults import ToyBench, ToyExecutor, make_bench, needs_ray
 
 from benchsr.base.errors import InputError
 from benchsr.evaluation import executors
