@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import tomllib
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from benchsr.base.errors import CardError
 from benchsr.base.files import cache_dir
 from benchsr.base.registry import Registry
-from benchsr.base.schema import DIGITS, CardFile, FileName, Sha256, Table, Text, explain, read_card
+from benchsr.base.schema import DIGITS, CardFile, FileName, Sha256, Table, Text, parse, read_card
 from benchsr.data.images import Boundary
 
 MAX_FILE_BYTES, MAX_ARCHIVE_BYTES, MAX_FILES = 64 << 20, 2 << 30, 2000
@@ -141,10 +142,7 @@ class DataCard(CardFile):
                 for number, row in enumerate(csv.DictReader(file), 2):
                     if len(files) == MAX_FILES:
                         raise CardError(f"{path}: a manifest lists {MAX_FILES} files at most")
-                    try:
-                        files.append(Listed.model_validate(row))
-                    except ValidationError as error:
-                        raise CardError(f"{path}: line {number}: {explain(error, Listed)}") from None
+                    files.append(parse(Listed, row, f"{path}: line {number}"))
         except (OSError, ValueError, csv.Error) as error:
             raise CardError(f"{path}: cannot be read as a manifest of path, bytes, sha256 ({error})") from None
         if not files or len({file.name for file in files}) < len(files):
@@ -154,9 +152,19 @@ class DataCard(CardFile):
 
 SETS = Path(__file__).parent / "sets"
 DATASETS: Registry[DataCard] = Registry(
-    "data set", {path.stem: read_card(path, DataCard) for path in sorted(SETS.glob("*.toml"))}
+    "data set", {path.stem: read_card(DataCard, path) for path in sorted(SETS.glob("*.toml"))}
 )
 """The data sets that come with benchsr."""
+
+
+def is_data_card(name: str | Path) -> bool:
+    """Whether a name or path is that of a data set rather than a model, whose cards have no `source`. Reads no more."""
+    if Path(name).suffix != ".toml":
+        return name in DATASETS
+    try:
+        return "source" in tomllib.loads(Path(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def load_data_card(name: str | Path) -> DataCard:
@@ -166,7 +174,7 @@ def load_data_card(name: str | Path) -> DataCard:
     """
     if Path(name).suffix != ".toml":
         return DATASETS[str(name)]
-    card = read_card(Path(name), DataCard)
+    card = read_card(DataCard, Path(name))
     if card.id in DATASETS and not card.packaged:
         raise CardError(f"{name}: id: {card.id!r} is a data set of benchsr; give yours, and its file, another name")
     return card
