@@ -9,6 +9,7 @@ import csv
 import hashlib
 import tomllib
 from functools import cached_property
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
@@ -136,15 +137,14 @@ class DataCard(CardFile):
         if not isinstance(self.source, FilesByManifest):
             return ()
         path = self._folder / self.source.manifest
-        files: list[Listed] = []
         try:
             with path.open(encoding="utf-8", newline="") as file:
-                for number, row in enumerate(csv.DictReader(file), 2):
-                    if len(files) == MAX_FILES:
-                        raise CardError(f"{path}: a manifest lists {MAX_FILES} files at most")
-                    files.append(parse(Listed, row, f"{path}: line {number}"))
+                rows = list(islice(csv.DictReader(file), MAX_FILES + 1))
         except (OSError, ValueError, csv.Error) as error:
             raise CardError(f"{path}: cannot be read as a manifest of path, bytes, sha256 ({error})") from None
+        if len(rows) > MAX_FILES:
+            raise CardError(f"{path}: a manifest lists {MAX_FILES} files at most")
+        files = [parse(Listed, row, f"{path}: line {number}") for number, row in enumerate(rows, 2)]
         if not files or len({file.name for file in files}) < len(files):
             raise CardError(f"{path}: path: a manifest lists files, each of another name")
         return tuple(files)

@@ -98,16 +98,18 @@ def _is(path: Path, listed: Listed) -> bool:
 
 def _search(wanted: Iterable[Listed], origin: Path) -> dict[str, Path]:
     """For each name the file below `origin` with the listed bytes, or an error that names those that are wrong."""
-    by_size, by_name = defaultdict(list), defaultdict(list)
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    by_name: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(path for path in origin.rglob("*") if path.is_file()):
         by_size[path.stat().st_size].append(path)
         by_name[path.name].append(path)
     found: dict[str, Path] = {}
-    missing, wrong = [], []
+    missing: list[str] = []
+    wrong: list[str] = []
     for listed in wanted:
-        path = next((path for path in by_size[listed.bytes] if sha256_file(path) == listed.sha256), None)
-        if path is not None:
-            found[listed.name] = path
+        equal = next((path for path in by_size[listed.bytes] if sha256_file(path) == listed.sha256), None)
+        if equal is not None:
+            found[listed.name] = equal
         elif by_name[listed.name]:
             other = by_name[listed.name][0]
             wrong.append(
@@ -128,10 +130,11 @@ def _search(wanted: Iterable[Listed], origin: Path) -> dict[str, Path]:
 
 def _fetch_archives(card: DataCard, origin: Path | None) -> None:
     assert isinstance(card.source, Archives)
-    with locked(card.folder):
-        for archive in card.source.archives:
-            if not (card.folder / archive.part).is_dir():
-                _unpack(card, archive, origin)
+    for archive in card.source.archives:
+        if not (card.folder / archive.part).is_dir():
+            with locked(card.folder):
+                if not (card.folder / archive.part).is_dir():
+                    _unpack(card, archive, origin)
 
 
 def _unpack(card: DataCard, archive: Archive, origin: Path | None) -> None:

@@ -108,13 +108,13 @@ def sha256(content: bytes) -> str:
 # --- archives ------------------------------------------------------------------------------------------------------
 
 
-def card_of_archives(site: Site, folder: Path, count: int = 2, **changes: str) -> Path:
+def card_of_archives(site: Site, folder: Path, changes: dict[str, str] | None = None, count: int = 2) -> Path:
     """A card of the site's two archives; `changes` are lines of the HR one."""
     lines = ['id = "small"', HEAD, f'count = {count}\nlr.kind = "given"\n[source]\nkind = "archives"']
     for part in ("HR", "LR"):
         content = site.files[f"/{part}.zip"]
         fields = {"url": f'"{site.address}/{part}.zip"', "bytes": f"{len(content)}"}
-        fields |= {"sha256": f'"{sha256(content)[:8]}"'} | (changes if part == "HR" else {})
+        fields |= {"sha256": f'"{sha256(content)[:8]}"'} | (changes or {} if part == "HR" else {})
         lines += ["[[source.archives]]", f'part = "{part}"', *(f"{name} = {value}" for name, value in fields.items())]
     path = folder / "small.toml"
     path.write_text("\n".join(lines))
@@ -170,7 +170,7 @@ def test_a_fetch_cut_short_goes_on_where_it_stopped(site: Site, small: Path, mon
 def test_fetch_refuses_what_is_not_as_expected(
     site: Site, small: Path, change: dict[str, str], error: type[BenchsrError], message: str
 ) -> None:
-    card = card_of_archives(site, small.parent, **{name: text.format(site.address) for name, text in change.items()})
+    card = card_of_archives(site, small.parent, {name: text.format(site.address) for name, text in change.items()})
     for _ in range(2):  # what was refused is not taken the next time
         with pytest.raises(error, match=message):
             fetch(card)
