@@ -14,7 +14,6 @@ from toys import FakeLpips, toy_card
 
 from benchsr.base.registry import Registry
 from benchsr.commands.run import evaluate
-from benchsr.data.datasets import DATASETS, DatasetSpec
 from benchsr.defences.table import DEFENCES, Defence
 from benchsr.evaluation.options import RunOptions
 from benchsr.metrics.quality import METRICS, Metric
@@ -47,7 +46,6 @@ def _added(monkeypatch: pytest.MonkeyPatch) -> None:
 
     add(THREATS, "darker", ThreatSpec("Darker", "corruption", darken))
     add(METRICS, "bias", Metric("bias", "Bias", "", True, (-1.0, 1.0), ("rgb",), False, "", brightness))
-    add(DATASETS, "cat", DatasetSpec("cat", "One cat", "CC0", "embedded", 1, ("chelsea.png",)))
     add(DEFENCES, "brighter", Defence("Brighter", lambda network, *, seed, by: Brighter(network, by)))
 
 
@@ -55,8 +53,13 @@ def _added(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_of_each_is_seen_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENCHSR_CACHE", str(tmp_path / "user-cache"))
     monkeypatch.setattr("benchsr.metrics.quality.lpips_net", FakeLpips)
+    (tmp_path / "cat.toml").write_text(
+        'id = "cat"\ntitle = "One cat"\nlicence = "CC0"\npaper = "none"\ncount = 1\n'
+        '[lr]\nkind = "made"\n[source]\nkind = "embedded"\nimages = ["chelsea.png"]\n'
+    )
     (tmp_path / "mine.toml").write_text(
-        'id = "mine"\ntitle = "Mine"\ndataset = "cat"\ncrop = 16\nthreats = ["clean", "darker"]\n'
+        f'id = "mine"\ntitle = "Mine"\ndataset = "{tmp_path / "cat.toml"}"\n'
+        'crop = 16\nthreats = ["clean", "darker"]\n'
         '[metrics]\nnames = ["psnr", "ssim", "lpips", "bias"]\nquantise_sr = false\n[settings.darker]\nby = 0.1\n'
     )
     plain = toy_card(tmp_path, "toy-plain")

@@ -137,7 +137,7 @@ def url_file(url: str, *, sha256: str | None, filename: str, max_bytes: int) -> 
     if not (target.is_file() and pin.is_file()):  # else there is nothing to write: a cache may be read-only
         with locked(target):
             if not target.is_file():
-                _fetch_once(url, target, max_bytes)
+                fetch_file(url, target, sha256=sha256 or "", max_bytes=max_bytes)
             found = require_sha256(target, sha256 or "", url)
             if not pin.is_file():
                 write_atomic(pin, found + "\n")
@@ -145,15 +145,19 @@ def url_file(url: str, *, sha256: str | None, filename: str, max_bytes: int) -> 
     return target
 
 
-def _fetch_once(url: str, target: Path, max_bytes: int) -> None:
-    """Fetch unless the address or its host has failed before in this process."""
+def fetch_file(url: str, target: Path, *, sha256: str, max_bytes: int) -> None:
+    """Fetch `url` to `target`, which is the whole file with a hash that begins with `sha256`, or is left as it was.
+
+    For a caller that keeps others from doing the same (`locked`). Nothing is asked of an address or host that failed
+    before in this process. Raises UnavailableError and IntegrityError as `url_file` does.
+    """
     import requests
 
     host = urlsplit(url).netloc
     reason = _failures.get(url) or _failures.get(host)
     if reason is None:
         try:
-            return _fetch(url, target, max_bytes)
+            return _fetch(url, target, sha256, max_bytes)
         except requests.RequestException as error:
             reason = f"{type(error).__name__}: {_innermost(error)}"
             unreachable = isinstance(error, requests.ConnectionError | requests.Timeout)
@@ -161,7 +165,7 @@ def _fetch_once(url: str, target: Path, max_bytes: int) -> None:
     raise UnavailableError(f"{url}: cannot be fetched ({reason}); get the file elsewhere and put it at {shown(target)}")
 
 
-def _fetch(url: str, target: Path, max_bytes: int) -> None:
+def _fetch(url: str, target: Path, sha256: str, max_bytes: int) -> None:
     import requests
     from tqdm import tqdm
 
@@ -193,8 +197,12 @@ def _fetch(url: str, target: Path, max_bytes: int) -> None:
                 bar.update(len(block))
         if done < total:
             raise requests.ConnectionError(f"the connection broke after {done} of {total} bytes")
-    part.replace(target)
+    found = sha256_file(part)
     validator.unlink()
+    if not found.startswith(sha256):
+        part.unlink()
+        raise IntegrityError(f"{url}: sha256 is {found}, not {sha256}; another file stands at that address today")
+    part.replace(target)
 
 
 def _innermost(error: Exception) -> str:

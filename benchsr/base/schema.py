@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Set
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, StringConstraints, ValidationError
 
 from benchsr.base.errors import CardError
 
@@ -16,6 +18,9 @@ Id = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=rf"^{DIGITS}{{64}}$")]
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
+
+MAX_CARD_BYTES = 64 << 10
 
 
 class Table(BaseModel):
@@ -24,7 +29,41 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class CardFile(Table):
+    """A table with a TOML file of its own, which is named after its id."""
+
+    id: Id
+    title: Text
+    _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def file(self) -> Path:
+        """The file that the card was read from."""
+        return self._folder / f"{self.id}.toml"
+
+
 T = TypeVar("T", bound=Table)
+C = TypeVar("C", bound=CardFile)
+
+
+def read_card(schema: type[C], path: Path) -> C:
+    """The card in `path`. Raises CardError, naming file and field, where it does not follow the schema."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_CARD_BYTES + 1)
+    except OSError as error:
+        raise CardError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(text) > MAX_CARD_BYTES:
+        raise CardError(f"{path}: a card may have {MAX_CARD_BYTES} bytes at most")
+    try:
+        table = tomllib.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise CardError(f"{path}: not a TOML file ({error})") from error
+    card = parse(schema, table, str(path))
+    if card.id != path.stem:
+        raise CardError(f"{path}: id: {card.id!r} must be the file's name without .toml, {path.stem!r}")
+    card._folder = path.absolute().parent
+    return card
 
 
 def parse(schema: type[T], table: object, source: str, within: str = "") -> T:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from benchsr.base.errors import InputError
 from benchsr.base.registry import Registry
 from benchsr.cli.options import out
 
@@ -30,9 +32,10 @@ def _threats() -> Rows:
 
 
 def _datasets() -> Rows:
-    from benchsr.data.datasets import DATASETS
+    from benchsr.data.cards import DATASETS
+    from benchsr.data.fetching import state
 
-    return ((name, spec.title) for name, spec in DATASETS.items())
+    return ((card.id, card.title, str(card.count), state(card)[1]) for card in DATASETS.values())
 
 
 def _protocols() -> Rows:
@@ -44,7 +47,7 @@ def _protocols() -> Rows:
 LISTINGS: dict[str, tuple[tuple[str, ...], Callable[[], Rows]]] = {
     "models": (("id", "title", "scale", "weights"), _models),
     "threats": (("id", "title", "kind", "settings"), _threats),
-    "datasets": (("id", "title"), _datasets),
+    "datasets": (("id", "title", "images", "files"), _datasets),
     "protocols": (("id", "title", "data"), _protocols),
 }
 """What can be listed: columns, and where the rows come from."""
@@ -63,12 +66,16 @@ def list_entries(kind: Annotated[str, typer.Argument(help="models, threats, data
 
 def show(entry: Annotated[str, typer.Argument(metavar="ID", help="A model, threat, data set or protocol.")]) -> None:
     """Show everything about one entry."""
-    from benchsr.data.datasets import DATASETS
+    from benchsr.data.cards import DATASETS, is_data_card, load_data_card
+    from benchsr.data.fetching import state
     from benchsr.evaluation.protocol import protocols
     from benchsr.models.zoo import availability, load_card, zoo
     from benchsr.threats.table import THREATS
 
-    if entry.endswith(".toml") or entry in zoo():
+    if is_data_card(entry):
+        dataset = load_data_card(entry)
+        out.print({"data set": dataset.model_dump(exclude_none=True), "files": state(dataset)[1]})
+    elif entry.endswith(".toml") or entry in zoo():
         card = load_card(entry)
         out.print({"model": card.model_dump(exclude_none=True), "weights": availability(card)[1]})
     elif entry in THREATS:
@@ -80,19 +87,26 @@ def show(entry: Annotated[str, typer.Argument(metavar="ID", help="A model, threa
         protocol = protocols()[entry]
         out.print({"protocol": protocol.figures(), "fingerprint": protocol.fingerprint})
         out.print("\n".join(protocol.description))
-    elif entry in DATASETS:
-        out.print(DATASETS[entry])
     else:
         known = [*zoo(), *THREATS, *DATASETS, *protocols()]
         Registry("entry", dict.fromkeys(known))[entry]
 
 
-def fetch(name: Annotated[str, typer.Argument(help="A data set, or a model whose weights are wanted.")]) -> None:
+def fetch(
+    name: Annotated[str, typer.Argument(help="A data set, or a model whose weights are wanted.")],
+    origin: Annotated[
+        Path | None,
+        typer.Option("--from", help="Take the data set's files over from this folder, found by content or name."),
+    ] = None,
+) -> None:
     """Download a data set or a model's weights: with progress, resumed after a break, checked against its hash."""
-    from benchsr.data import datasets as data
+    from benchsr.data.cards import is_data_card
+    from benchsr.data.fetching import fetch as fetch_data
     from benchsr.models.zoo import load_card, network_key, zoo
 
-    if name.endswith(".toml") or name in zoo():
-        out.print(f"{name}: network {network_key(load_card(name))}")
+    if is_data_card(name) or not (name.endswith(".toml") or name in zoo()):
+        out.print(f"{name}: {fetch_data(name, origin)}")
+    elif origin is not None:
+        raise InputError(f"--from {origin}: data sets are taken over from a folder; {name} is a model")
     else:
-        out.print(f"{name}: {data.fetch(name)}")
+        out.print(f"{name}: network {network_key(load_card(name))}")

@@ -226,7 +226,8 @@ COMMANDS: dict[str, tuple[Callable[..., None], *tuple[str, ...]]] = {
     ),
     "fetch": (
         fetch,
-        "benchsr fetch div2k-valid",
+        "benchsr fetch set14",
+        "benchsr fetch set14 --from ~/Downloads/SR-testing-datasets",
         "benchsr fetch impressionism-ntire",
     ),
     "attack": (

@@ -18,7 +18,8 @@ Models = Annotated[str, typer.Option(help="'all', or ids and card files (my-mode
 Threats = Annotated[str, typer.Option(help="'all', or ids separated by commas.")]
 ProtocolName = Annotated[str, typer.Option(help="Protocol id, or the path of a protocol file (.toml).")]
 DatasetName = Annotated[
-    str | None, typer.Option(help="Another data set: an id, or a folder of HR images (or HR/ and LR/).")
+    str | None,
+    typer.Option(help="Another data set: an id, several joined by +, a card (.toml), or a folder of HR."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of all random draws. Default: the protocol's.")]

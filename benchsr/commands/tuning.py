@@ -16,7 +16,8 @@ from benchsr.base.drawing import GRID, save
 from benchsr.base.errors import InputError
 from benchsr.base.files import sha256_file, write_atomic
 from benchsr.base.inference import Autocast, full_float32, to_8bit
-from benchsr.data.datasets import DATASETS, Dataset, load_dataset
+from benchsr.data.cards import DATASETS
+from benchsr.data.datasets import Dataset, load_dataset
 from benchsr.defences.smoothing import Smoothed
 from benchsr.evaluation.protocol import Protocol, load_protocol
 from benchsr.metrics.quality import METRICS, score
@@ -36,8 +37,9 @@ def held_out(folder: str, crop: int | None, limit: int | None) -> Dataset:
             f"{folder!r} is what leaderboards are evaluated on; give a folder of other images: --dataset DIR"
         )
     data = load_dataset(folder, crop=crop).first(limit)
-    evaluated = [load_dataset(name) for name, spec in DATASETS.items() if spec.kind == "embedded"]
+    evaluated = [load_dataset(name) for name, card in DATASETS.items() if card.source.kind == "embedded"]
     known = {sha256_file(source.hr) for dataset in evaluated for source in dataset.sources.values()}
+    known |= {listed.sha256 for card in DATASETS.values() for listed in card.manifest}
     for source in data.sources.values():
         if sha256_file(source.hr) in known:
             raise InputError(f"{source.hr} is an image that leaderboards are evaluated on; take it out of {folder}")

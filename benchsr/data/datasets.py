@@ -1,4 +1,7 @@
-"""Data sets: pairs of LR and HR images under stable ids."""
+"""Data sets: pairs of LR and HR images under stable ids.
+
+Files of a set with an archive or a manifest lie in the cache, in `datasets/<id>`: as `HR/` and `LR/`, or each by name.
+"""
 
 from __future__ import annotations
 
@@ -6,127 +9,28 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
 
 import skimage
 
-from benchsr.base.downloads import extract_zip, url_file
 from benchsr.base.errors import InputError, IntegrityError, UnavailableError, UnknownIdError
-from benchsr.base.files import cache_dir, locked, sha256_file
+from benchsr.base.files import sha256_file, shown
 from benchsr.base.pairs import SCALE, Sample
 from benchsr.base.registry import Registry
-from benchsr.data.images import MIN_SIDE, SUFFIXES, Boundary, bicubic_downscale, opened, read_image
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A zip of HR or LR images: its address, its size in bytes (None: not known) and how its SHA-256 begins."""
-
-    part: Literal["HR", "LR"]
-    url: str
-    bytes: int | None = None
-    sha256: str | None = None
-
-
-@dataclass(frozen=True)
-class DatasetSpec:
-    """A named data set of `count` images.
-
-    `kind` "embedded": HR files `images` of an installed package. "paired": LR and HR from `archives`, matched by the
-    number in their names. `boundary` and `round8` say how LR is made from HR where it does not come with the data.
-    """
-
-    id: str
-    title: str
-    licence: str
-    kind: Literal["embedded", "paired"]
-    count: int
-    images: tuple[str, ...] = ()
-    archives: tuple[Archive, ...] = ()
-    boundary: Boundary = "edge"
-    round8: bool = True
-
-
-# Colour images that a camera took, of things seen by eye, telescope or microscope. Of the stereo pair only one half, as
-# the other shows the same; not the retina, so smooth that bicubic restores it to 47 dB; no drawings, renderings, test
-# charts or texts. Everyday scenes first, for --limit.
-_PHOTOS = (
-    "astronaut.png",
-    "chelsea.png",
-    "coffee.png",
-    "motorcycle_left.png",
-    "rocket.jpg",
-    "ihc.png",
-    "hubble_deep_field.jpg",
-)
-
-_DIV2K = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
-
-_RWSR = "https://data.vision.ee.ethz.ch/alugmayr/real-world-sr/"
-
-_MAX_ARCHIVE_BYTES, _MAX_UNPACKED_BYTES, _MAX_FILES = 2 << 30, 4 << 30, 1000
-
-DATASETS: Registry[DatasetSpec] = Registry(
-    "data set",
-    {
-        spec.id: spec
-        for spec in (
-            DatasetSpec(
-                "photos",
-                f"{len(_PHOTOS)} photographs that come with scikit-image",
-                "public domain or CC0; motorcycle_left: Middlebury 2014 stereo data; ihc: no known restrictions",
-                "embedded",
-                len(_PHOTOS),
-                images=_PHOTOS,
-            ),
-            DatasetSpec(
-                "div2k-valid",
-                "DIV2K validation, LR bicubic x4",
-                "academic research only",
-                "paired",
-                100,
-                archives=(
-                    Archive("HR", f"{_DIV2K}DIV2K_valid_HR.zip", 448993893, "20dd31fd"),
-                    Archive("LR", f"{_DIV2K}DIV2K_valid_LR_bicubic_X4.zip", 31505881, "a50a5d1c"),
-                ),
-            ),
-            DatasetSpec(
-                "ntire-track1-valid",
-                "NTIRE 2020 real-world SR, track 1, validation",
-                "academic research only (DIV2K)",
-                "paired",
-                100,
-                archives=(
-                    Archive("HR", f"{_RWSR}NTIRE20/track1-valid-gt.zip"),
-                    Archive("LR", f"{_RWSR}NTIRE20/track1-valid-input.zip"),
-                ),
-            ),
-            DatasetSpec(
-                "aim-valid",
-                "AIM 2019 real-world SR, track 2, validation",
-                "academic research only (DIV2K)",
-                "paired",
-                100,
-                archives=(
-                    Archive("HR", f"{_RWSR}AIM19/valid-gt-clean.zip"),
-                    Archive("LR", f"{_RWSR}AIM19/valid-input-noisy.zip"),
-                ),
-            ),
-        )
-    },
-)
+from benchsr.data.cards import DATASETS, Archives, DataCard, Embedded, Folder, Made, load_data_card
+from benchsr.data.images import MIN_SIDE, SUFFIXES, bicubic_downscale, opened, read_image
 
 
 @dataclass(frozen=True)
 class Source:
-    """The files of one sample; `lr` None where LR is to be made from HR."""
+    """The files of one sample; `lr` None where LR is to be made from HR, as `made` says."""
 
     id: str
     hr: Path
     lr: Path | None = None
+    made: Made = field(default_factory=Made)
 
 
 @dataclass(frozen=True)
@@ -134,14 +38,12 @@ class Dataset:
     """Samples in order, decoded when asked for: `len(d)`, `d[i]`, `d.ids`, `d.sample(id)`. A folder's id says so.
 
     `crop` is the side in LR pixels of a crop at the centre, cut from HR before LR is made of it, or None for whole
-    images. `boundary` and `round8` are those of `bicubic_downscale`.
+    images.
     """
 
     id: str
     sources: Registry[Source]
     crop: int | None = None
-    boundary: Boundary = "edge"
-    round8: bool = True
 
     @cached_property
     def ids(self) -> list[str]:
@@ -168,14 +70,15 @@ class Dataset:
         top, left = (h - crop_h) // 2, (w - crop_w) // 2
         hr = hr[:, SCALE * top : SCALE * (top + crop_h), SCALE * left : SCALE * (left + crop_w)].contiguous()
         if lr is None:
-            return Sample(sample_id, bicubic_downscale(hr, boundary=self.boundary, round8=self.round8), hr)
+            made = source.made
+            return Sample(sample_id, bicubic_downscale(hr, boundary=made.boundary, round8=made.round8), hr)
         return Sample(sample_id, lr[:, top : top + crop_h, left : left + crop_w].contiguous(), hr)
 
     def sample_key(self, sample_id: str) -> str:
         """SHA-256 (64 hex digits) that changes whenever the id, a pixel of LR or a pixel of HR can have changed."""
         source = self.sources[sample_id]
-        made = _file_sha256(source.lr) if source.lr else [self.boundary, self.round8]
-        return _digest([sample_id, _file_sha256(source.hr), made, self.crop])
+        lr = _file_sha256(source.lr) if source.lr else [source.made.boundary, source.made.round8]
+        return _digest([sample_id, _file_sha256(source.hr), lr, self.crop])
 
     def fingerprint(self) -> str:
         """SHA-256 (64 hex digits) over the keys of all samples."""
@@ -219,23 +122,27 @@ def load_sample(path: str | Path, *, crop: int | None = None) -> Sample:
 
 
 def load_dataset(name_or_dir: str | Path, *, crop: int | None = None) -> Dataset:
-    """A data set by name, or a folder: HR images; or `HR/` and, if LR is not to be made from HR, `LR/`; or *_HR, *_LR.
+    """A data set by id, by its card's path (my-set.toml), a folder, or several of those joined by "+" ("set5+set14").
 
-    LR and HR are matched by name, in which a final x4, _LR, _HR or _GT does not count. `crop` is the side in LR pixels
-    of a crop at the centre (its corner lies on a multiple of 4 in HR). Only headers are read here, the rest when asked
-    for. Raises UnknownIdError, UnavailableError for a data set that is not here yet, and InputError, naming the files,
-    for missing partners, equal names, sizes that do not match and images smaller than 32 pixels or the crop.
+    A folder holds HR images; or `HR/` and, if LR is not to be made from HR, `LR/`; or *_HR, *_LR. LR and HR are matched
+    by name, in which a final x4, _LR, _HR or _GT does not count. Images of joined sets are led by their set's id.
+    `crop` is the side in LR pixels of a crop at the centre (its corner lies on a multiple of 4 in HR). Only headers are
+    read here, the rest when asked for. Raises UnknownIdError, CardError, UnavailableError for a data set that is not
+    here yet, IntegrityError for a file that its manifest does not know, and InputError, naming the files, for missing
+    partners, equal names, sizes that do not match and images smaller than 32 pixels or the crop.
     """
-    if name_or_dir in DATASETS:
-        spec = DATASETS[str(name_or_dir)]
-        sources = _embedded(spec) if spec.kind == "embedded" else _fetched(spec)
-        dataset = Dataset(spec.id, sources, crop, spec.boundary, spec.round8)
-    elif Path(name_or_dir).is_dir():
-        folder = Path(name_or_dir).resolve()
+    name = str(name_or_dir)
+    if name in DATASETS or (name.endswith(".toml") and ("+" not in name or Path(name).is_file())):
+        card = load_data_card(name)
+        dataset = Dataset(card.id, find_sources(card), crop)
+    elif Path(name).is_dir():
+        folder = Path(name).resolve()
         dataset = Dataset(f"folder:{folder.name}", _folder(folder), crop)  # never the name of a data set
+    elif "+" in name:
+        return _joined(name, crop)
     else:
         try:
-            DATASETS[str(name_or_dir)]
+            DATASETS[name]
         except UnknownIdError as error:
             raise UnknownIdError(f"{error}; nor is it a folder of images") from None
     for source in dataset.sources.values():
@@ -244,44 +151,111 @@ def load_dataset(name_or_dir: str | Path, *, crop: int | None = None) -> Dataset
     return dataset
 
 
+def _joined(names: str, crop: int | None) -> Dataset:
+    parts = [part.strip() for part in names.split("+")]
+    if not all(parts) or len(set(parts)) < len(parts):
+        raise InputError(f"data sets {names!r}: between the + stand names of data sets, each another one")
+    sets = [load_dataset(part, crop=crop) for part in parts]
+    if len({each.id for each in sets}) < len(sets):
+        raise InputError(f"data sets {names!r}: two of them have one name; their images could not be told apart")
+    sources: Registry[Source] = Registry("image")
+    for each in sets:
+        for source in each.sources.values():
+            sources.add(f"{each.id}-{source.id}", replace(source, id=f"{each.id}-{source.id}"))
+    return Dataset("+".join(each.id for each in sets), sources, crop)
+
+
 def _sides(path: Path) -> list[int]:
     """Shorter and longer side in pixels: whether EXIF turns the image is known only once it is decoded."""
     with opened(path, MIN_SIDE) as image:
         return sorted(image.size)
 
 
-def _embedded(spec: DatasetSpec) -> Registry[Source]:
-    paths = [Path(skimage.__file__).parent / "data" / name for name in spec.images]
+def find_sources(card: DataCard) -> Registry[Source]:
+    """The files of a data set, all of them.
+
+    Raises UnavailableError, saying how to get them, where they are not here, IntegrityError for a file that is not what
+    the manifest says, and InputError where images or their LR are missing or cannot be matched.
+    """
+    if SCALE not in card.scales:
+        raise InputError(f"data set {card.id!r} is for x{' x'.join(map(str, card.scales))}, not for x{SCALE}")
+    sources = _FINDERS[card.source.kind](card)
+    if len(sources) != card.count:
+        own = isinstance(card.source, Folder)
+        fix = "see count in its card" if own else f"delete it and run `{card.fetch_command}`"
+        raise InputError(f"{shown(card.folder)} holds {len(sources)} of the {card.count} images of {card.id}; {fix}")
+    if isinstance(card.lr, Made):
+        return Registry("image", {i: replace(source, lr=None, made=card.lr) for i, source in sources.items()})
+    alone = [source.hr for source in sources.values() if source.lr is None]
+    if alone:
+        raise InputError(f"{alone[0]} has no LR, which the card of {card.id} says comes with the data (lr.kind)")
+    return sources
+
+
+def _embedded(card: DataCard) -> Registry[Source]:
+    assert isinstance(card.source, Embedded)
+    paths = [Path(skimage.__file__).parent / "data" / name for name in card.source.images]
     absent = [path.name for path in paths if not path.is_file()]
     if absent:
-        raise UnavailableError(f"{spec.id}: scikit-image lacks {', '.join(absent)}; install it from its wheel again")
+        raise UnavailableError(f"{card.id}: scikit-image lacks {', '.join(absent)}; install it from its wheel again")
     return Registry("image", {path.stem: Source(path.stem, path) for path in paths})
 
 
-def _fetched(spec: DatasetSpec) -> Registry[Source]:
-    folder = cache_dir() / "datasets" / spec.id
-    if not all((folder / archive.part).is_dir() for archive in spec.archives):
+def _unpacked(card: DataCard) -> Registry[Source]:
+    assert isinstance(card.source, Archives)
+    parts = {archive.part: card.folder / archive.part for archive in card.source.archives}
+    if not all(folder.is_dir() for folder in parts.values()):
         raise UnavailableError(
-            f"data set {spec.id!r} is not here: run `benchsr fetch {spec.id}`, or put its images into HR and LR of "
-            f"datasets/{spec.id} in benchsr's cache folder ($BENCHSR_CACHE if set)"
+            f"data set {card.id!r} is not here: run `{card.fetch_command}`, or put its images into "
+            f"{' and '.join(parts)} of datasets/{card.folder.name} in benchsr's cache folder ($BENCHSR_CACHE if set)"
         )
-    sources = _paired(folder / "HR", _images(folder / "HR"), _images(folder / "LR"), _number)
-    if len(sources) != spec.count:
-        raise InputError(
-            f"{folder} holds {len(sources)} of the {spec.count} pairs of {spec.id}; delete it and run "
-            f"`benchsr fetch {spec.id}`"
+    return _paired(parts["HR"], _images(parts["HR"]), _images(parts["LR"]) if "LR" in parts else [], _number)
+
+
+def _listed(card: DataCard) -> Registry[Source]:
+    paths = [card.folder / listed.name for listed in card.manifest]
+    absent = [path.name for path in paths if not path.is_file()]
+    if absent:
+        raise UnavailableError(
+            f"data set {card.id!r} is not here ({len(absent)} of {len(paths)} files missing, {absent[0]} first): run "
+            f"`{card.fetch_command}`, or with --from DIR if you have its files somewhere"
         )
-    return sources
+    for path, listed in zip(paths, card.manifest, strict=True):
+        if (found := _file_sha256(path)) != listed.sha256:
+            raise IntegrityError(
+                f"{shown(path)}: sha256 is {found}, not {listed.sha256}; run `{card.fetch_command}` to replace it"
+            )
+    return _split(card.folder, paths)
+
+
+def _own(card: DataCard) -> Registry[Source]:
+    if not card.folder.is_dir():
+        raise UnavailableError(f"{card.file}: source.path: there is no folder {shown(card.folder)}")
+    return _folder(card.folder)
+
+
+_FINDERS: dict[str, Callable[[DataCard], Registry[Source]]] = {
+    "embedded": _embedded,
+    "archives": _unpacked,
+    "manifest": _listed,
+    "folder": _own,
+}
 
 
 def _folder(folder: Path) -> Registry[Source]:
     if (folder / "HR").is_dir():
         hr = _images(folder / "HR")
-        lr = _images(folder / "LR") if (folder / "LR").is_dir() else []
-    else:
-        hr = [path for path in _images(folder) if path.parent == folder]
-        lr = [path for path in hr if re.search(r"[-_]LR$", path.stem, re.IGNORECASE)]
-        hr = [path for path in hr if path not in lr]
+        return _matched(folder, hr, _images(folder / "LR") if (folder / "LR").is_dir() else [])
+    return _split(folder, [path for path in _images(folder) if path.parent == folder])
+
+
+def _split(folder: Path, paths: list[Path]) -> Registry[Source]:
+    """HR and LR in one folder, told apart by their names."""
+    lr = [path for path in paths if re.search(r"[-_]LR$", path.stem, re.IGNORECASE)]
+    return _matched(folder, [path for path in paths if path not in lr], lr)
+
+
+def _matched(folder: Path, hr: list[Path], lr: list[Path]) -> Registry[Source]:
     return _paired(folder, hr, lr, _bare_stem if lr else lambda path: path.stem)
 
 
@@ -322,36 +296,3 @@ def _named(paths: list[Path], name: Callable[[Path], str]) -> dict[str, Path]:
         if (other := named.setdefault(name(path), path)) != path:
             raise InputError(f"{path} and {other} would both be image {name(path)!r}; rename one of them")
     return named
-
-
-def fetch(name: str) -> Path:
-    """Download and unpack a data set, and return its folder; what is there already is kept.
-
-    Raises UnavailableError (no network, dead address; says what to do), IntegrityError (size or hash not as expected),
-    InputError (images missing) and UnknownIdError.
-    """
-    spec = DATASETS[name]
-    if spec.kind == "embedded":
-        return next(iter(_embedded(spec).values())).hr.parent
-    folder = cache_dir() / "datasets" / spec.id
-    with locked(folder):
-        for archive in spec.archives:
-            if not (folder / archive.part).is_dir():
-                _unpack(spec, archive, folder)
-    _fetched(spec)
-    return folder
-
-
-def _unpack(spec: DatasetSpec, archive: Archive, folder: Path) -> None:
-    """Download an archive of `spec`, and unpack it into `folder`, whole or not at all."""
-    path = url_file(
-        archive.url,
-        sha256=archive.sha256,
-        filename=f"{spec.id}-{archive.part}.zip",
-        max_bytes=archive.bytes or _MAX_ARCHIVE_BYTES,
-    )
-    if archive.bytes not in (None, path.stat().st_size):
-        raise IntegrityError(f"{path} has {path.stat().st_size} bytes, not {archive.bytes}; delete it and try again")
-    unpacking = folder / f".{archive.part}.part"
-    extract_zip(path, unpacking, _MAX_UNPACKED_BYTES, _MAX_FILES)
-    unpacking.replace(folder / archive.part)

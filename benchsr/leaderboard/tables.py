@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from benchsr.base.text import escape, markdown_table
-from benchsr.data.datasets import DATASETS
+from benchsr.data.cards import DATASETS
 from benchsr.leaderboard.scores import NOT_RUN, SCORED, SIGN, Cell, Estimate, Grid, average, make_grid
 from benchsr.metrics.quality import METRICS
 from benchsr.models.zoo import PAPER_ROWS

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from pydantic import Field, PrivateAttr, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from benchsr.base.downloads import package_file, package_path, url_file, url_path
-from benchsr.base.errors import CardError, IntegrityError, UnavailableError
+from benchsr.base.errors import IntegrityError, UnavailableError
 from benchsr.base.files import cache_dir, require_sha256, shown
-from benchsr.base.schema import DIGITS, Id, Sha256, Table, Text, parse
-
-MAX_CARD_BYTES = 64 << 10
+from benchsr.base.schema import DIGITS, CardFile, FileName, Id, Sha256, Table, Text
 
 MAX_WEIGHT_BYTES = 1 << 30
-
-FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
 
 FilePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.][A-Za-z0-9_./-]{0,199}$")]
 
@@ -193,16 +188,34 @@ class CardDefence(Table):
     settings: dict[str, DefenceSetting] = Field(default_factory=dict)
 
 
-class Card(Table):
+class Published(Table):
+    """A figure that was published for the network: the mean of `metric` over a whole data set, as it was scored.
+
+    `grey`: whether an image of one channel is scored as RGB, or (MATLAB scripts that find no colour to convert) its
+    grey levels are themselves taken for luma. `tolerance` is how far our figure may lie from `value`.
+    """
+
+    dataset: Text
+    scale: Literal[4] = 4
+    metric: Id
+    colour: Literal["rgb", "y"] = "rgb"
+    border: int = Field(ge=0, le=64)
+    quantise_sr: bool = True
+    grey: Literal["rgb", "luma"] = "rgb"
+    value: float
+    tolerance: float = Field(gt=0)
+    source: Text
+
+
+class Card(CardFile):
     """One row of the leaderboards: what the model is, and where its weights come from.
 
     Either `weights` (sources, tried in order), or `base` (another card, whose network this one deploys), or the
-    architecture "bicubic". `family` keeps networks of the paper's size apart from compact ones. `recipe` is read by
-    benchsr.train; `training` tells where weights trained by this project come from.
+    architecture "bicubic". `family` keeps networks of the paper's size apart from compact ones. `reproduces`
+    holds figures published for this network. `recipe` is read by benchsr.train; `training` tells where weights trained
+    by this project come from.
     """
 
-    id: Id
-    title: Text
     scale: Literal[4] = 4
     family: Literal["paper", "compact", "both"]
     paper_row: bool = False
@@ -216,14 +229,9 @@ class Card(Table):
     training_data: Text
     fine_tuning_data: Text
     caveats: tuple[Text, ...] = Field((), max_length=20)
+    reproduces: tuple[Published, ...] = Field((), max_length=20)
     recipe: dict[str, Any] | None = None
     training: dict[str, Any] | None = None
-    _folder: Path = PrivateAttr(default=Path())
-
-    @property
-    def file(self) -> Path:
-        """The file that the card was read from."""
-        return self._folder / f"{self.id}.toml"
 
     @model_validator(mode="after")
     def _one_origin(self) -> Card:
@@ -232,26 +240,6 @@ class Card(Table):
         if self.smoothing and self.defence:
             raise ValueError("a card is deployed with [smoothing] or with another [defence], not with both")
         return self
-
-
-def read_card(path: Path) -> Card:
-    """The card in `path`. Raises CardError, naming file and field, where it does not follow the schema."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_CARD_BYTES + 1)
-    except OSError as error:
-        raise CardError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(text) > MAX_CARD_BYTES:
-        raise CardError(f"{path}: a card may have {MAX_CARD_BYTES} bytes at most")
-    try:
-        table = tomllib.loads(text.decode())
-    except (ValueError, RecursionError) as error:
-        raise CardError(f"{path}: not a TOML file ({error})") from error
-    card = parse(Card, table, str(path))
-    if card.id != path.stem:
-        raise CardError(f"{path}: id: {card.id!r} must be the file's name without .toml, {path.stem!r}")
-    card._folder = path.absolute().parent
-    return card
 
 
 class Deployment(NamedTuple):

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from benchsr.base.errors import CardError, UnavailableError
 from benchsr.base.files import require_sha256
 from benchsr.base.registry import Registry
-from benchsr.models.cards import AdapterSource, Card, read_card
+from benchsr.base.schema import read_card
+from benchsr.models.cards import AdapterSource, Card
 
 PAPER_ROWS = (
     "bicubic",
@@ -35,7 +36,7 @@ def zoo(*extra_dirs: str | Path) -> Registry[Card]:
     leads back to itself, or whose id is taken.
     """
     paths = [path for folder in (zoo_dir(), *map(Path, extra_dirs)) for path in sorted(folder.glob("*.toml"))]
-    cards = [read_card(path) for path in paths]
+    cards = [read_card(Card, path) for path in paths]
 
     def rank(card: Card) -> tuple[bool, int, str]:
         name = card.id.removeprefix("compact-")
@@ -55,7 +56,7 @@ def load_card(card: str | Path) -> Card:
 
     Raises UnknownIdError, suggesting the nearest ids, or CardError, naming file and field.
     """
-    return read_card(Path(card)) if Path(card).suffix == ".toml" else zoo()[str(card)]
+    return read_card(Card, Path(card)) if Path(card).suffix == ".toml" else zoo()[str(card)]
 
 
 def base_card(name: str, folder: Path, asker: str) -> Card:
@@ -65,7 +66,7 @@ def base_card(name: str, folder: Path, asker: str) -> Card:
         near = get_close_matches(name, [path.stem for path in zoo_dir().glob("*.toml")], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise CardError(f"{folder / asker}.toml: base: there is no card {name!r}{hint}")
-    return read_card(path)
+    return read_card(Card, path)
 
 
 def _bases(card: Card) -> list[str]:

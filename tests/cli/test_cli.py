@@ -68,6 +68,11 @@ def test_exit_code_1_when_an_evaluation_failed(toy: Path, monkeypatch: pytest.Mo
         ("run --dataset absent-folder --models bicubic", "absent-folder"),
         ("list modles", "did you mean 'models'"),
         ("show pdg", "did you mean 'pgd'"),
+        ("fetch set15", "did you mean 'set14'"),
+        ("fetch set14 --from photos", "lacks 28 files"),
+        ("fetch set14 --from absent", "--from absent: no such folder"),
+        ("fetch bicubic --from photos", "bicubic is a model"),
+        ("run --models bicubic --dataset set5+set14", "`benchsr fetch set5`"),
         ("report --out nowhere", "benchsr run"),
         ("upscale absent.png --model bicubic", "absent.png"),
         ("attack photos/photo0.png --model bicubic --set epsilon=1", "eps"),
@@ -92,7 +97,7 @@ def test_list(toy: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert expected in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("entry", ["bicubic", "pgd", "quick", "photos", "toy-a.toml"])
+@pytest.mark.parametrize("entry", ["bicubic", "pgd", "quick", "photos", "set14", "toy-a.toml"])
 def test_show(toy: Path, entry: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, f"show {entry}") == 0
     assert entry.removesuffix(".toml") in capsys.readouterr().out

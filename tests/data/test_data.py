@@ -1,18 +1,11 @@
-"""Downscaling against MATLAB's algorithm and images; reading any image; data sets, folders and fetching."""
+"""Downscaling against MATLAB's algorithm and images; reading any image; data sets and folders."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
-import threading
-import time
-import zipfile
 import zlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from benchsr.base.downloads import extract_zip
-from benchsr.base.errors import BenchsrError, InputError, IntegrityError, UnavailableError, UnknownIdError
+from benchsr.base.errors import InputError, UnavailableError, UnknownIdError
 from benchsr.base.registry import Registry
-from benchsr.data import datasets as data
-from benchsr.data.datasets import DATASETS, Archive, DatasetSpec, fetch, load_dataset, load_sample
+from benchsr.data.cards import DATASETS, DataCard, Made
+from benchsr.data.datasets import load_dataset, load_sample
 from benchsr.data.images import Boundary, bicubic_downscale, read_image, write_image
 from benchsr.metrics.quality import psnr
 
 Array = NDArray[np.float64]
 
-MATLAB = Path(os.environ.get("BENCHSR_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+MATLAB = Path(os.environ.get("BENCHSR_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 """A folder that holds set5 and set14 as *_HR.png and *_LR.png, the latter made by MATLAB."""
 
 
@@ -424,10 +416,9 @@ def test_keys_change_with_whatever_can_change_a_pixel(tmp_path: Path) -> None:
         seen.add(state())
     assert len(seen) == 3
     plain = load_dataset(tmp_path / "plain")
-    variants = [
-        plain,
-        *(replace(plain, **change) for change in ({"crop": 8}, {"boundary": "symmetric"}, {"round8": False})),
-    ]
+    variants = [plain, replace(plain, crop=8)]
+    for made in (Made(boundary="symmetric"), Made(round8=False)):
+        variants.append(replace(plain, sources=Registry("image", {"a": replace(plain.sources["a"], made=made)})))
     assert len({variant.fingerprint() for variant in variants}) == len(variants)
 
 
@@ -456,189 +447,35 @@ def test_photos_are_real_and_here() -> None:
         assert 18 < psnr(upscaled, sample.hr[None]).item() < 40
 
 
-PAIRED = [spec for spec in DATASETS.values() if spec.kind == "paired"]
+FETCHED = [card for card in DATASETS.values() if card.source.kind != "embedded"]
+ZIPPED = [card for card in FETCHED if card.source.kind == "archives"]
 
 
-@pytest.mark.parametrize("spec", PAIRED, ids=lambda spec: spec.id)
+@pytest.mark.parametrize("card", FETCHED, ids=lambda card: card.id)
 def test_a_data_set_that_is_not_here_says_how_to_get_it(
-    spec: DatasetSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    card: DataCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENCHSR_CACHE", str(tmp_path))
-    assert sorted(archive.part for archive in spec.archives) == ["HR", "LR"]
-    with pytest.raises(UnavailableError, match=f"`benchsr fetch {spec.id}`") as raised:
-        load_dataset(spec.id)
+    with pytest.raises(UnavailableError, match=f"`benchsr fetch {card.id}`") as raised:
+        load_dataset(card.id)
     assert str(tmp_path) not in str(raised.value), "the reason goes into published tables"
 
 
-@pytest.mark.parametrize("spec", PAIRED, ids=lambda spec: spec.id)
+@pytest.mark.parametrize("card", ZIPPED, ids=lambda card: card.id)
 def test_a_copy_put_there_by_hand_is_taken_when_complete(
-    spec: DatasetSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    card: DataCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENCHSR_CACHE", str(tmp_path))
-    monkeypatch.setattr(data, "DATASETS", Registry("data set", {spec.id: replace(spec, count=2)}))
-    folder = tmp_path / "datasets" / spec.id
+    two = card.model_copy(update={"count": 2})
+    monkeypatch.setitem(DATASETS._entries, card.id, two)
+    folder = tmp_path / "datasets" / card.id
     put_pair(folder / "HR" / "0801.png", folder / "LR" / "X4" / "0801x4m.png")
-    with pytest.raises(InputError, match=r"holds 1 of the 2 pairs"):
-        load_dataset(spec.id)
+    with pytest.raises(InputError, match=r"holds 1 of the 2 images"):
+        load_dataset(card.id)
     put_pair(folder / "HR" / "0900.png", folder / "LR" / "X4" / "0900x4m.png")
-    dataset = load_dataset(spec.id, crop=8)
-    assert (dataset.id, dataset.ids) == (spec.id, ["0801", "0900"])
+    dataset = load_dataset(card.id, crop=8)
+    assert (dataset.id, dataset.ids) == (card.id, ["0801", "0900"])
     assert torch.equal(dataset[1].lr, dataset[1].hr[:, ::4, ::4])
-
-
-# --- fetching ------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Site:
-    """A web server of one process: `files` by path; the next `cuts` answers break off half way."""
-
-    files: dict[str, bytes] = field(default_factory=dict)
-    cuts: int = 0
-    asked: list[tuple[str, str]] = field(default_factory=list)
-    address: str = ""
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setenv("BENCHSR_CACHE", str(tmp_path / "cache"))
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("benchsr.base.downloads._failures", {})
-    site = Site()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            wanted = self.headers.get("Range", "")
-            site.asked.append((self.path, wanted))
-            if self.path not in site.files:
-                self.send_error(404)
-                return
-            content = site.files[self.path]
-            start = int(wanted.removeprefix("bytes=").removesuffix("-") or 0)
-            self.send_response(206 if wanted else 200)
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("Content-Length", str(len(content) - start))
-            self.end_headers()
-            half = start + (len(content) - start) // 2
-            self.wfile.write(content[start : half if site.cuts else None])
-            site.cuts = max(0, site.cuts - 1)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    site.address = f"http://127.0.0.1:{server.server_port}"
-    yield site
-    server.shutdown()
-    server.server_close()
-    thread.join(timeout=5)
-
-
-def zipped(files: dict[str, Tensor]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, image in files.items():
-            png = io.BytesIO()
-            Image.fromarray(grey_levels(image).permute(1, 2, 0).numpy().astype(np.uint8)).save(png, format="PNG")
-            archive.writestr(name, png.getvalue())
-    return buffer.getvalue()
-
-
-@pytest.fixture
-def small_set(site: Site, monkeypatch: pytest.MonkeyPatch) -> DatasetSpec:
-    """A data set of two pairs on the site, laid out like DIV2K."""
-    images = {"0801": random_image(40, 48, 1), "0802": random_image(44, 40, 2)}
-    parts: dict[Any, bytes] = {
-        "HR": zipped({f"DIV2K_valid_HR/{name}.png": image for name, image in images.items()}),
-        "LR": zipped({f"DIV2K_valid_LR/X4/{name}x4.png": bicubic_downscale(im) for name, im in images.items()}),
-    }
-    site.files = {f"/{part}.zip": content for part, content in parts.items()}
-    archives = (
-        Archive(part, f"{site.address}/{part}.zip", len(content), hashlib.sha256(content).hexdigest()[:8])
-        for part, content in parts.items()
-    )
-    spec = DatasetSpec("small", "Two pairs", "none", "paired", 2, archives=tuple(archives))
-    monkeypatch.setattr(data, "DATASETS", Registry("data set", {spec.id: spec}))
-    return spec
-
-
-def test_fetch_then_load_then_fetch_nothing(site: Site, small_set: DatasetSpec) -> None:
-    folder = fetch("small")
-    assert sorted(path.name for path in folder.iterdir()) == ["HR", "LR"]
-    dataset = load_dataset("small")
-    assert dataset.ids == ["0801", "0802"]
-    assert torch.equal(dataset[1].hr, random_image(44, 40, 2))
-    assert torch.equal(dataset[1].lr, bicubic_downscale(dataset[1].hr))
-    assert fetch("small") == folder
-    assert len(site.asked) == 2
-
-
-def test_a_fetch_cut_short_goes_on_where_it_stopped(
-    site: Site, small_set: DatasetSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    site.cuts = 1
-    with pytest.raises(UnavailableError, match="HR"):
-        fetch("small")
-    with pytest.raises(UnavailableError, match="not here"):
-        load_dataset("small")
-    monkeypatch.setattr("benchsr.base.downloads._failures", {})  # as in a new process
-    fetch("small")
-    half = len(site.files["/HR.zip"]) // 2
-    assert site.asked[1] == ("/HR.zip", f"bytes={half}-")
-    assert len(load_dataset("small")) == 2
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"sha256": "0" * 8}, IntegrityError, "sha256"),
-        ({"bytes": 10**6}, IntegrityError, "not 1000000"),
-        ({"bytes": 100}, IntegrityError, "larger than the 100 bytes"),
-        ({"url": "/gone.zip"}, UnavailableError, r"gone\.zip"),
-    ],
-)
-def test_fetch_refuses_what_is_not_as_expected(
-    site: Site,
-    small_set: DatasetSpec,
-    monkeypatch: pytest.MonkeyPatch,
-    change: dict[str, Any],
-    error: type[BenchsrError],
-    message: str,
-) -> None:
-    if "url" in change:
-        change = {"url": site.address + change["url"]}
-    spec = replace(small_set, archives=(replace(small_set.archives[0], **change), small_set.archives[1]))
-    monkeypatch.setattr(data, "DATASETS", Registry("data set", {"small": spec}))
-    with pytest.raises(error, match=message):
-        fetch("small")
-    with pytest.raises(UnavailableError):
-        load_dataset("small")
-
-
-def test_fetch_says_when_images_are_missing(
-    site: Site, small_set: DatasetSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(data, "DATASETS", Registry("data set", {"small": replace(small_set, count=3)}))
-    with pytest.raises(InputError, match="2 of the 3 pairs"):
-        fetch("small")
-
-
-def test_two_fetches_at_once_unpack_each_archive_once(small_set: DatasetSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    unpacked: list[str] = []
-
-    def slowly(path: Path, *args: Any) -> None:
-        unpacked.append(path.name)
-        time.sleep(0.2)  # the other one gets here too, unless it must wait
-        extract_zip(path, *args)
-
-    monkeypatch.setattr(data, "extract_zip", slowly)
-    with ThreadPoolExecutor(2) as two:
-        folders = list(two.map(fetch, ["small", "small"]))
-    assert folders[0] == folders[1]
-    assert sorted(unpacked) == ["small-HR.zip", "small-LR.zip"]
 
 
 @pytest.mark.parametrize("name", ["photos", "div2k-valid"])
@@ -652,10 +489,3 @@ def test_a_folder_never_passes_for_the_data_set_of_its_name(tmp_path: Path, name
         assert dataset.id not in DATASETS
         keys.add(dataset.sample_key("0801"))
     assert len(keys) == 2  # what a folder holds is in its samples' keys
-
-
-def test_fetching_the_embedded_photographs_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "url_file", lambda *_, **__: pytest.fail("asked the network"))
-    assert (fetch("photos") / "chelsea.png").is_file()
-    with pytest.raises(UnknownIdError):
-        fetch("fotos")
