@@ -18,7 +18,7 @@ from benchsr.metrics.objective import PerceptualNet
 from benchsr.metrics.quality import MetricSettings
 from benchsr.threats.table import FIXED, THREATS, Setting, Threat, load_threat
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raised whenever a change of code changes a figure; part of every key and fingerprint."""
 
 

@@ -70,8 +70,9 @@ class Job:
 
     @property
     def identity(self) -> dict[str, str | int]:
-        """What a checkpoint must agree with to be resumed."""
-        return {"model": self.name, "seed": self.seed, "data": self.data.fingerprint}
+        """What a checkpoint must agree with to be resumed: the recipe too, but for its steps, which may be stretched."""
+        recipe = self.recipe.with_steps(1).sha256
+        return {"model": self.name, "seed": self.seed, "data": self.data.fingerprint, "recipe": recipe}
 
 
 class StepLog:
@@ -157,8 +158,12 @@ class Trainer:
             raise InputError(f"nothing to resume: {path} does not exist; start without --resume")
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         for key, value in self.job.identity.items():
-            if saved["identity"][key] != value:
-                raise InputError(f"{path} is of a run with {key} {saved['identity'][key]!r}, not {value!r}")
+            before = saved["identity"].get(key)
+            if before != value:
+                raise InputError(
+                    f"{path} is of a run with {key} {before!r}, not {value!r}; bring the card back as it was, or train "
+                    "into another folder with --out"
+                )
         return saved
 
     def _save_checkpoint(self, run: StageRun) -> None:

@@ -162,6 +162,9 @@ def test_resuming_refuses_another_run(folder: Path, tmp_path: Path, accelerator:
     Trainer(task, accelerator).run()
     with pytest.raises(InputError, match="--resume"):
         Trainer(task, accelerator)
+    with pytest.raises(InputError, match="with recipe"):
+        Trainer(job(folder, tmp_path / "out", {"steps": 1, "lr": 2e-3}), accelerator, resume=True)
+    Trainer(job(folder, tmp_path / "out", {"steps": 9}), accelerator, resume=True)
     (folder / "0.png").unlink()
     with pytest.raises(InputError, match=r"with data"):
         Trainer(job(folder, tmp_path / "out", {"steps": 1}), accelerator, resume=True)
