@@ -70,7 +70,7 @@ class Job:
 
     @property
     def identity(self) -> dict[str, str | int]:
-        """What a checkpoint must agree with to be resumed: the recipe too, but for its steps, which may be stretched."""
+        """What a checkpoint must agree with to be resumed: the recipe too, but for its steps, which may grow."""
         recipe = self.recipe.with_steps(1).sha256
         return {"model": self.name, "seed": self.seed, "data": self.data.fingerprint, "recipe": recipe}
 
