@@ -18,6 +18,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from benchsr.base.errors import BenchsrError
+from benchsr.cli.boards import compare, costs, export
 from benchsr.cli.caches import caches
 from benchsr.cli.entries import fetch, list_entries, show
 from benchsr.cli.images import attack, certify, figures, upscale
@@ -245,6 +246,24 @@ COMMANDS: dict[str, tuple[Callable[..., None], *tuple[str, ...]]] = {
         "benchsr report",
         "benchsr report --protocol paper --out my-boards",
         "benchsr run --out fresh && benchsr report --out fresh --check leaderboards",
+    ),
+    "compare": (
+        compare,
+        "benchsr compare impressionism-ntire mrs-impressionism-ntire",
+        "benchsr compare compact-esrgan compact-certsr --protocol adaptive --out certsr-vs-esrgan",
+        "benchsr compare my-boards/quick leaderboards/quick --out mine-vs-published",
+    ),
+    "export": (
+        export,
+        "benchsr export table2",
+        "benchsr export table2 --format latex --out table2.tex",
+        "benchsr export costs --format csv",
+        "benchsr export impressionism-ntire --out README-part.md",
+    ),
+    "costs": (
+        costs,
+        "benchsr costs",
+        "benchsr costs --models impressionism-ntire,bicubic --lr-side 128 --device cuda",
     ),
     "site": (
         site,

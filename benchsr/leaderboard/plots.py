@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -15,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import rankdata
 
 from benchsr.base.drawing import COLOURS, GREY, GRID, MARKERS
+from benchsr.leaderboard.compare import LEVEL, POWER, Difference
 from benchsr.leaderboard.scores import NOT_RUN, SCORED, SIGN, Cell, Floats, Grid, average, interval
 from benchsr.leaderboard.tables import AVERAGE, FAMILIES, LAYOUTS, CardInfo, LeaderboardInfo, Table, family_cards
 from benchsr.metrics.quality import METRICS
@@ -279,3 +281,87 @@ def all_plots(
             figure = plot(family, members, grid, protocol) if members else None
             if figure:
                 yield name + suffix, figure
+
+
+def plot_differences(title: str, a: str, b: str, differences: Sequence[Difference]) -> Figure:
+    """Paired differences A - B with 95% intervals, a panel a metric, a line a threat; hollow where no test shows one.
+
+    The band is what so many images find with probability POWER: a true difference inside it may well go unseen.
+    """
+    metrics = list(dict.fromkeys(d.metric for d in differences))
+    threats = list(dict.fromkeys(d.threat for d in differences if d.n))
+    figure = Figure(figsize=(1.5 + 3.4 * len(metrics), 1.8 + 0.3 * max(len(threats), 3)), layout="constrained")
+    figure.suptitle(f"{title}\n{a} (A) minus {b} (B), 95% bootstrap interval of the paired difference", fontsize=10)
+    axes = np.atleast_1d(figure.subplots(1, len(metrics), sharey=True))
+    for ax, metric in zip(axes, metrics, strict=True):
+        ax.axvline(0, color=GREY, linewidth=0.8)
+        for d in (d for d in differences if d.metric == metric and d.n):
+            y, value, shown = threats.index(d.threat), d.difference, bool(d.better)
+            if np.isfinite(d.detectable):
+                ax.fill_betweenx([y - 0.35, y + 0.35], -d.detectable, d.detectable, color="#e6e6e6", linewidth=0)
+            ax.plot([value.low, value.high], [y, y], color=COLOURS[2], linewidth=1.6)
+            ax.plot(value.value, y, "o", color=COLOURS[2], markerfacecolor=COLOURS[2] if shown else "white")
+        ax.set_ylim(len(threats) - 0.5, -0.5)
+        ax.set_yticks(range(len(threats)), [f"{t} (n = {_images(differences, t)})" for t in threats], fontsize=8)
+        ax.tick_params(axis="x", labelsize=8)
+        unit = f" ({METRICS[metric].unit})" if METRICS[metric].unit else ""
+        better = "A is better to the right" if METRICS[metric].higher_is_better else "A is better to the left"
+        ax.set_xlabel(f"{METRICS[metric].title}{unit}: {better}", fontsize=8)
+    note = (
+        f"Filled: sign-flip test, Holm over the threats, {LEVEL:.0%}. Grey: differences that so many images find with "
+        f"a chance below {POWER:.0%}; no band where they can find none."
+    )
+    figure.supxlabel(textwrap.fill(note, 45 * len(metrics)), fontsize=7.5, color=GREY)
+    return figure
+
+
+def _images(differences: Sequence[Difference], threat: str) -> int:
+    return max(d.n for d in differences if d.threat == threat)
+
+
+def pareto_front(costs: Sequence[float], values: Sequence[float], higher_is_better: bool) -> list[int]:
+    """Indices, by growing cost, of the points that no other beats: none costs as little or less and is better."""
+    signed = np.array(values) if higher_is_better else -np.array(values)
+    front: list[int] = []
+    for i in sorted(range(len(costs)), key=lambda i: (costs[i], -signed[i])):
+        if not front or signed[i] > signed[front[-1]]:
+            front.append(i)
+    return front
+
+
+def plot_pareto(
+    family: str, cards: Sequence[CardInfo], grid: Grid, protocol: LeaderboardInfo, costs: pd.DataFrame
+) -> Figure | None:
+    """Figures under attack against the multiply-accumulates of an answer, a panel a metric, with the Pareto front.
+
+    `costs` is costs.csv. None where fewer than two models have both.
+    """
+    macs = {model: value for model, value in zip(costs["model"], costs["macs"], strict=True) if np.isfinite(value)}
+    both = [(card, attack_average(grid, card.id), macs[card.id]) for card in cards if card.id in macs]
+    points = [(card, cell, cost) for card, cell, cost in both if cell.ok]
+    if len(points) < 2:
+        return None
+    side = int(costs["lr_side"].iloc[0])
+    details = (
+        f"mean over the attacks of Table 2; an answer for {side} x {side} LR pixels, all passes; line: Pareto front"
+    )
+    caption = _caption(f"Robustness and costs – {FAMILIES[family][1]}", protocol, details)
+    figure, axes = _models_figure(caption, [card for card, _, _ in points], linestyle="")
+    for ax, metric in zip(axes, SCORED, strict=True):
+        shown = [(k, cell.estimate(metric), cost / 1e9) for k, (_, cell, cost) in enumerate(points)]
+        shown = [(k, e, cost) for k, e, cost in shown if np.isfinite(e.value)]
+        for k, estimate, cost in shown:
+            colour, marker = _style(k)
+            ax.plot([cost, cost], [estimate.low, estimate.high], color=colour, alpha=0.45, linewidth=1)
+            ax.plot(cost, estimate.value, marker, color=colour, markersize=7)
+        values, spent = [e.value for _, e, _ in shown], [cost for _, _, cost in shown]
+        front = pareto_front(spent, values, METRICS[metric].higher_is_better)
+        ax.step([spent[i] for i in front], [values[i] for i in front], where="post", color=GREY, linewidth=1, zorder=0)
+        # Interpolation has no MACs: the axis is linear up to the cheapest network.
+        ax.set_xscale("symlog", linthresh=min([cost for cost in spent if cost], default=1.0))
+        ax.set_xlabel("MACs of an answer (G)", fontsize=9)
+        ax.set_ylabel(f"attacked: {_axis_title(metric)}", fontsize=9)
+        ax.tick_params(labelsize=8)
+        ax.grid(color="#dddddd", linewidth=0.7)
+        ax.set_axisbelow(True)
+    return figure

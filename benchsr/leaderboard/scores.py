@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -43,7 +44,8 @@ class Cell:
 
     `n` images were scored; `mean` is (3,), in the order of SCORED (PSNR in dB), and `draws` (RESAMPLES, 3) holds the
     mean of every bootstrap resample. Two cells on the same images are resampled alike, so that draws may be
-    subtracted. Both are NaN where nothing was scored. Where `status` is not "ok", `reason` says why.
+    subtracted. Both are NaN where nothing was scored. Where `status` is not "ok", `reason` says why. `shares` are the
+    images' parts (3,) of the mean, for paired tests; a difference of cells has none.
     """
 
     n: int
@@ -51,6 +53,7 @@ class Cell:
     draws: Floats
     status: CellStatus
     reason: str = ""
+    shares: Mapping[str, Floats] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -109,7 +112,8 @@ def make_cell(records: Sequence[Record], expected: int) -> Cell:
     values = np.array([[r.scores.get(m, np.nan) for m in SCORED] for r in done])
     draws = resampled_means(values, tuple(r.image for r in done))
     if not others and len(done) >= expected:
-        return Cell(len(done), values.mean(axis=0), draws, "ok")
+        shares = {r.image: v / len(done) for r, v in zip(done, values, strict=True)}
+        return Cell(len(done), values.mean(axis=0), draws, "ok", shares=shares)
     causes = Counter(f"{r.status}: {r.reason}" for r in others)
     why = "; ".join([f"{len(done)} of {max(expected, len(records))} images", *(f"{n} {c}" for c, n in causes.items())])
     return Cell(len(done), values.mean(axis=0), draws, "partial", why)
@@ -129,7 +133,10 @@ def average(cells: Sequence[Cell]) -> Cell:
     if lacking:
         return Cell(0, NOT_RUN.mean, NOT_RUN.draws, lacking[0].status, lacking[0].reason)
     mean, draws = (np.mean([getattr(cell, name) for cell in cells], axis=0) for name in ("mean", "draws"))
-    return Cell(sum(cell.n for cell in cells), mean, draws, "ok")
+    shares: dict[str, Floats] = {}
+    for image, share in chain.from_iterable(cell.shares.items() for cell in cells):
+        shares[image] = shares.get(image, 0.0) + share / len(cells)
+    return Cell(sum(cell.n for cell in cells), mean, draws, "ok", shares=shares)
 
 
 def subtract(a: Cell, b: Cell) -> Cell:

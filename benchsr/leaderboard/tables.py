@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 
 from benchsr.base.text import escape, markdown_table
 from benchsr.data.cards import DATASETS
+from benchsr.leaderboard.compare import tied_with_best
 from benchsr.leaderboard.scores import NOT_RUN, SCORED, SIGN, Cell, Estimate, Grid, average, make_grid
 from benchsr.metrics.quality import METRICS
 from benchsr.models.zoo import PAPER_ROWS
@@ -103,19 +104,28 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One model: its card, a cell for each column of the layout, its ranks (1 is best) by (column, metric), and the
-    columns whose attack is suspected of being weak.
+    """One model: its card, a cell for each column of the layout, its ranks (1 is best) by (column, metric), those
+    (column, metric) in which no paired test separates it from the best, and the columns whose attack is suspected of
+    being weak.
     """
 
     card: CardInfo
     cells: Mapping[str, Cell]
     ranks: Mapping[tuple[str, str], int]
+    tied: Set[tuple[str, str]] = frozenset()
     flagged: Set[str] = frozenset()
 
     @property
     def evaluated(self) -> bool:
         """Whether any cell has a figure."""
         return any(cell.n for cell in self.cells.values())
+
+    def mark(self, column: str, metric: str) -> Literal["best", "second", ""]:
+        """How a figure is set off: those tied with the best share its mark."""
+        rank = self.ranks.get((column, metric))
+        if rank == 1 or (column, metric) in self.tied:
+            return "best"
+        return "second" if rank == 2 else ""
 
 
 @dataclass(frozen=True)
@@ -165,9 +175,10 @@ def make_tables(
         members = family_cards(family, grid, cards)
         for name, layout in LAYOUTS.items():
             if members and wanted & set(layout.threats):
-                rows = _ranked([_cells(layout, grid, card.id) for card in members], layout)
+                cells = [_cells(layout, grid, card.id) for card in members]
+                ranks, tied = _ranked(cells, layout), _tied(cells, layout)
                 marks = [{t for t in layout.threats if (card.id, t) in flagged} for card in members]
-                made = [Row(c, *row, flags) for c, row, flags in zip(members, rows, marks, strict=True)]
+                made = [Row(*row) for row in zip(members, cells, ranks, tied, marks, strict=True)]
                 tables[name + suffix] = Table(name + suffix, family, layout, made)
     return tables
 
@@ -185,9 +196,7 @@ def _cells(layout: Layout, grid: Grid, model: str) -> dict[str, Cell]:
     return {**cells, AVERAGE: average(list(cells.values()))} if layout.average else cells
 
 
-def _ranked(
-    rows: Sequence[dict[str, Cell]], layout: Layout
-) -> list[tuple[dict[str, Cell], dict[tuple[str, str], int]]]:
+def _ranked(rows: Sequence[Mapping[str, Cell]], layout: Layout) -> list[dict[tuple[str, str], int]]:
     """Rank complete cells column by column, on the figures as shown; equal figures share the better rank."""
     ranks: list[dict[tuple[str, str], int]] = [{} for _ in rows]
     for column in layout.columns:
@@ -196,12 +205,31 @@ def _ranked(
             shown = [-SIGN[i] * round(float(rows[r][column].mean[i]), DECIMALS[metric]) for r in full]
             for r, rank in zip(full, rankdata(shown, method="min"), strict=True):
                 ranks[r][column, metric] = int(rank)
-    return list(zip(rows, ranks, strict=True))
+    return ranks
+
+
+def _tied(rows: Sequence[Mapping[str, Cell]], layout: Layout) -> list[set[tuple[str, str]]]:
+    """For each row where it is tied with the best (see `tied_with_best`), in columns that images can separate."""
+    tied: list[set[tuple[str, str]]] = [set() for _ in rows]
+    for column in layout.columns:
+        full = [r for r, row in enumerate(rows) if row[column].ok and row[column].shares]
+        sets = {tuple(sorted(rows[r][column].shares)) for r in full}
+        if len(sets) != 1:
+            continue
+        images = sets.pop()
+        for i, metric in enumerate(SCORED):
+            scores = [np.array([rows[r][column].shares[image][i] for image in images]) for r in full]
+            whole = [(r, s) for r, s in zip(full, scores, strict=True) if not np.isnan(s).any()]
+            found = tied_with_best([s for _, s in whole], images, METRICS[metric].higher_is_better)
+            for (r, _), is_tied in zip(whole, found or [], strict=bool(found)):
+                if is_tied:
+                    tied[r].add((column, metric))
+    return tied
 
 
 def frame(table: Table) -> pd.DataFrame:
     """A row for each model; for each column c its `c_n`, `c_status`, `c_reason`, and for each metric m `c_m`,
-    `c_m_low`, `c_m_high` (95% interval) and `c_m_rank`, empty where the cell is not complete.
+    `c_m_low`, `c_m_high` (95% interval), `c_m_rank`, empty where the cell is not complete, and `c_m_mark`.
     """
     lines = []
     for row in table.rows:
@@ -213,7 +241,10 @@ def frame(table: Table) -> pd.DataFrame:
             for metric in SCORED:
                 estimate, name = cell.estimate(metric), f"{column}_{metric}"
                 line |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-                line[f"{name}_rank"] = row.ranks.get((column, metric))
+                line |= {
+                    f"{name}_rank": row.ranks.get((column, metric)),
+                    f"{name}_mark": row.mark(column, metric) or None,
+                }
         lines.append(line)
     made = pd.DataFrame(lines)
     return made.astype({name: "Int64" for name in made if str(name).endswith("_rank")})
@@ -230,7 +261,7 @@ def show(estimate: Estimate, metric: str) -> str:
 FLAG = " ⚑"
 """Stands beside a figure whose attack is suspected of being weak."""
 
-_MARKS = {1: ("**", "**"), 2: ("<ins>", "</ins>")}
+_MARKS = {"best": ("**", "**"), "second": ("<ins>", "</ins>"), "": ("", "")}
 
 
 def markdown(table: Table) -> str:
@@ -248,7 +279,7 @@ def markdown(table: Table) -> str:
         if layout.provenance:
             line += [escape(row.card.training_data), escape(row.card.fine_tuning_data)]
         figures = [
-            _shown(cell, metric, row.ranks.get((column, metric))) + FLAG * (column in row.flagged)
+            _shown(cell, metric, row.mark(column, metric)) + FLAG * (column in row.flagged)
             for column, cell in row.cells.items()
             for metric, _ in metrics
         ]
@@ -259,10 +290,10 @@ def markdown(table: Table) -> str:
     return markdown_table(header, rows, fixed)
 
 
-def _shown(cell: Cell, metric: str, rank: int | None) -> str:
+def _shown(cell: Cell, metric: str, mark: str) -> str:
     if not cell.n:
         return cell.status
-    before, after = _MARKS.get(rank or 0, ("", ""))
+    before, after = _MARKS[mark]
     return before + show(cell.estimate(metric), metric) + after + ("" if cell.ok else f" (n = {cell.n}, not ranked)")
 
 

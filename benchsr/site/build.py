@@ -154,7 +154,7 @@ def _view(
         value=f"{estimate.value:.9g}",
         text=_shown(estimate.value, metric),
         span=f"{_shown(estimate.low, metric)} – {_shown(estimate.high, metric)}",
-        mark={1: "best", 2: "second"}.get(rank or 0, ""),
+        mark=row.mark(column, metric),
         shade=round(float(np.clip(quality, 0, 1)), 3) if cell.ok else 0.0,
         n=cell.n,
         rank=rank,

@@ -1,0 +1,96 @@
+"""Commands about leaderboards that are there: compare, export, costs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from benchsr.base.files import write_atomic
+from benchsr.cli.options import Device, Models, ProtocolName, err, out
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A model of the board; or the folder of a board.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another model; or another board.")],
+    protocol: ProtocolName = "quick",
+    leaderboards: Annotated[Path, typer.Option(help="Folder that holds <protocol>/results.csv.")] = Path(
+        "leaderboards"
+    ),
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Folder that gets compare.csv, compare.md and plots.")
+    ] = None,
+) -> None:
+    """Say in which figures two models differ on the same images, how surely, and what so many images can show."""
+    from benchsr.commands.compare import HEADER, compare_named, write_comparison
+
+    comparison = compare_named(a, b, protocol, leaderboards)
+    for title, rows in comparison.sections():
+        table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+        for column in HEADER:
+            table.add_column(column, justify="left" if column == "threat" else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*map(escape, row))
+        out.print(table, highlight=False)
+    out.print("\n".join(comparison.legend), markup=False, highlight=False)
+    if out_dir is not None:
+        files = write_comparison(comparison, out_dir)
+        out.print(f"Written: {', '.join(path.name for path in files[:3])} in {out_dir}")
+
+
+def export(
+    name: Annotated[str, typer.Argument(metavar="TABLE", help="A table of the board; or a model, for its page.")],
+    form: Annotated[str, typer.Option("--format", help="latex, csv, parquet, markdown or html.")] = "markdown",
+    protocol: ProtocolName = "quick",
+    leaderboards: Annotated[Path, typer.Option(help="Folder that holds <protocol>/results.csv.")] = Path(
+        "leaderboards"
+    ),
+    out_file: Annotated[Path | None, typer.Option("--out", help="File to write. Default: the terminal.")] = None,
+) -> None:
+    """Write a table for a paper or a notebook, or a model's figures and what they mean for its page."""
+    from benchsr.commands.compare import board_folder
+    from benchsr.commands.export import export as exported
+
+    content = exported(name, form, board_folder(protocol, leaderboards))
+    if out_file is not None:
+        write_atomic(out_file, content)
+        out.print(f"Written: {out_file}")
+    else:
+        sys.stdout.buffer.write(content)
+
+
+def costs(
+    models: Models = "all",
+    lr_side: Annotated[int, typer.Option(help="LR pixels a side that costs are stated for.")] = 64,
+    protocol: ProtocolName = "quick",
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder that holds <protocol>/results.csv.")] = Path(
+        "leaderboards"
+    ),
+    device: Device = "auto",
+) -> None:
+    """Measure what an answer costs: parameters, MACs, passes, memory, seconds; costs.csv and Pareto plots."""
+    from rich.progress import track
+
+    from benchsr.base.inference import pick_device
+    from benchsr.commands.compare import board_folder
+    from benchsr.commands.costs import cost_table
+    from benchsr.commands.export import write_costs
+    from benchsr.leaderboard.export import COST_COLUMNS, cost_caption, cost_cells
+    from benchsr.models.zoo import select_cards
+
+    board, cards = board_folder(protocol, out_dir), select_cards(models)
+    rows = cost_table(cards, lr_side, pick_device(device))
+    data = write_costs(board, track(rows, "Costs", total=len(cards), console=err))
+    table = Table("model", *(title for title, _ in COST_COLUMNS.values()), box=None, padding=(0, 1, 0, 0))
+    for model, line in zip(data["model"], cost_cells(data), strict=True):
+        table.add_row(escape(model), *line)
+    out.print(table, highlight=False)
+    out.print(cost_caption(data), markup=False, highlight=False)
+    for model, reason in zip(data["model"], data["reason"], strict=True):
+        if isinstance(reason, str) and reason:
+            out.print(f"{model}: {reason}", markup=False, highlight=False)
+    out.print(f"Written: {board / 'costs.csv'}")

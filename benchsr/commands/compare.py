@@ -1,0 +1,161 @@
+"""Two models of a leaderboard, or two leaderboards, compared in words: behind `benchsr compare`."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchsr.base.drawing import drawn
+from benchsr.base.errors import InputError
+from benchsr.base.files import write_atomic
+from benchsr.base.registry import Registry
+from benchsr.base.text import escape, markdown_table
+from benchsr.evaluation.protocol import load_protocol
+from benchsr.leaderboard.compare import LEVEL, POWER, Difference, compare, compare_boards, frame, smallest_p
+from benchsr.leaderboard.plots import plot_differences
+from benchsr.metrics.quality import METRICS
+from benchsr.results.records import Record, Status, read_results
+
+log = logging.getLogger(__name__)
+
+FEW_IMAGES = 20
+"""Below so many, 95% bootstrap intervals are noticeably narrow: on normal figures they cover 86% at 6 images, 90% at
+10 and 93% at 20 (simulated)."""
+
+HEADER = ("threat", "n", "A", "B", "A - B", "p", "Holm", "finds", "better")
+"""Columns of a comparison; `legend` says what they mean."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A minus B, two models or two boards: `found` for each model, or for the pair."""
+
+    title: str
+    a: str
+    b: str
+    found: Mapping[str, Sequence[Difference]]
+
+    def sections(self) -> Iterator[tuple[str, list[list[str]]]]:
+        """A title and rows, in the columns of HEADER, for each metric of each model."""
+        for name, differences in self.found.items():
+            for metric in dict.fromkeys(d.metric for d in differences):
+                about = METRICS[metric]
+                unit = f" ({about.unit})" if about.unit else ""
+                direction = f"{'higher' if about.higher_is_better else 'lower'} is better"
+                lead = f"{name}: " if len(self.found) > 1 else ""
+                yield f"{lead}{about.title}{unit}, {direction}", [_row(d) for d in differences if d.metric == metric]
+
+    @property
+    def legend(self) -> list[str]:
+        """What the figures mean, and what they cannot show."""
+        every = [d for differences in self.found.values() for d in differences]
+        family = max(sum(d.n > 0 for d in every if d.metric == m) for m in METRICS) // len(self.found)
+        lines = [
+            f"A is {self.a}, B is {self.b}. A - B: mean over the images that both have figures of, with its 95% "
+            "bootstrap interval.",
+            "p: sign-flip test of the paired differences. Holm: the same, adjusted for all threats of the metric; "
+            f'"better" names a model where it is at most {LEVEL:g}.',
+            f"finds: the smallest true difference that so many images show with a chance of {POWER:.0%} at the "
+            'strictest step of Holm; "none" where they cannot show any.',
+        ]
+        fewest = min((d.n for d in every if d.n), default=0)
+        if smallest_p(fewest) * family > LEVEL:
+            lines.append(
+                f"{fewest} images are too few: their smallest p is {smallest_p(fewest):.2g}, after Holm over {family} "
+                f"threats {min(1.0, smallest_p(fewest) * family):.2g}. A protocol with more images can tell."
+            )
+        if fewest < FEW_IMAGES:
+            lines.append(
+                f"Intervals from fewer than {FEW_IMAGES} images are narrow: at 6 they cover about 86%, at 10 90%."
+            )
+        reasons = dict.fromkeys(f"{d.threat}: {d.reason}" for d in every if d.reason)
+        return [*lines, *(f"Not compared: {reason}" for reason in reasons)]
+
+
+def _row(d: Difference) -> list[str]:
+    digits = 2 if METRICS[d.metric].unit == "dB" else 3
+    if not d.n:
+        return [d.threat, "0", *["–"] * 6, ""]
+    e = d.difference
+    means = [f"{v:.{digits}f}" for v in (d.a, d.b)]
+    if math.isnan(e.value):
+        return [d.threat, str(d.n), *means, *["–"] * 4, ""]
+    span = f"{e.value:+.{digits}f} [{e.low:+.{digits}f}, {e.high:+.{digits}f}]"
+    finds = f"{d.detectable:.{digits}f}" if math.isfinite(d.detectable) else "none"
+    return [d.threat, str(d.n), *means, span, _p(d.p), _p(d.p_holm), finds, d.better]
+
+
+def _p(p: float) -> str:
+    return "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0")
+
+
+def compare_named(a: str, b: str, protocol: str, leaderboards: Path) -> Comparison:
+    """Two models of the board of `protocol` in `leaderboards`, or two boards where `a` and `b` are folders.
+
+    Raises UnknownIdError for a model that the board does not know, InputError for one without figures, for a board
+    without results and where no image is in common.
+    """
+    folders = [Path(name) for name in (a, b)]
+    boards = [folder.is_dir() for folder in folders]
+    if all(boards):
+        return Comparison("Two boards", a, b, compare_boards(*map(_records, folders)))
+    if any(boards):
+        raise InputError(f"{a} and {b}: name two models, or the folders of two boards, not one of each")
+    board = board_folder(protocol, leaderboards)
+    records = _records(board)
+    sides = [_side(records, model, board) for model in (a, b)]
+    try:
+        found = compare(*sides)
+    except InputError as error:
+        raise InputError(f"{a} and {b} on board {board}: {error}; run both with the same benchsr run") from None
+    return Comparison(f"Board {board.name}", a, b, {f"{a} - {b}": found})
+
+
+def board_folder(protocol: str, leaderboards: Path) -> Path:
+    """The folder of a protocol's board: by the id, or by the id in a protocol file."""
+    return leaderboards / (load_protocol(protocol).id if protocol.endswith(".toml") else protocol)
+
+
+def _records(board: Path) -> list[Record]:
+    """The board's records. Raises InputError where there are none, naming the boards beside it."""
+    if not (board / "results.csv").is_file():
+        beside = ", ".join(sorted(path.parent.name for path in board.parent.glob("*/results.csv")))
+        raise InputError(
+            f"{board}: no results.csv; " + (f"boards here: {beside}" if beside else "make it: benchsr run")
+        )
+    records, problems = read_results(board / "results.csv")
+    for problem in problems:
+        log.warning("%s: %s", board / "results.csv", problem)
+    return records
+
+
+def _side(records: Sequence[Record], model: str, board: Path) -> list[Record]:
+    """One model's records. Raises UnknownIdError or, for a model without any figure, InputError with the reasons."""
+    Registry("model of this board", dict.fromkeys(r.model for r in records))[model]
+    side = [r for r in records if r.model == model]
+    if not any(r.status is Status.OK for r in side):
+        reasons = "; ".join(dict.fromkeys(f"{r.status}: {r.reason}" for r in side))
+        raise InputError(f"{model} has no figures on board {board} ({reasons})")
+    return side
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write compare.csv, compare.md and a plot for each model, compare*.png; returns the files."""
+    parts = [f"# {escape(comparison.title)}: {escape(comparison.a)} and {escape(comparison.b)}"]
+    for title, rows in comparison.sections():
+        parts += [f"## {escape(title)}", markdown_table(HEADER, ([escape(v) for v in row] for row in rows))]
+    files: dict[str, str | bytes] = {
+        "compare.csv": frame(comparison.found).to_csv(index=False, float_format="%.6g", lineterminator="\n"),
+        "compare.md": "\n\n".join([*parts, *map(escape, comparison.legend)]) + "\n",
+    }
+    for name, differences in comparison.found.items():
+        several = len(comparison.found) > 1
+        title = f"{comparison.title}: {name}" if several else comparison.title
+        figure = plot_differences(title, comparison.a, comparison.b, differences)
+        files[f"compare-{name}.png" if several else "compare.png"] = drawn(figure)
+    for file, content in files.items():
+        write_atomic(folder / file, content)
+    return [folder / file for file in files]

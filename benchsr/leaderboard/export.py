@@ -1,0 +1,245 @@
+"""Tables for papers, pages and notebooks, and a snippet for a model's page."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from benchsr.base.errors import InputError
+from benchsr.base.registry import Registry
+from benchsr.base.text import escape, markdown_table
+from benchsr.leaderboard.plots import ATTACKS
+from benchsr.leaderboard.report import Leaderboard
+from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, SCORED
+from benchsr.leaderboard.tables import AVERAGE, DECIMALS, CardInfo, Table, expected_images, frame, show
+from benchsr.metrics.quality import METRICS
+from benchsr.threats.table import THREATS
+
+COSTS = "costs"
+"""Name of the table that `benchsr costs` writes."""
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A table to be shown and its data: `columns` are (group, name), `best` the (row, column) to set off."""
+
+    caption: str
+    columns: Sequence[tuple[str, str]]
+    labels: Sequence[str]
+    cells: Sequence[Sequence[str]]
+    data: pd.DataFrame
+    best: frozenset[tuple[int, int]] = field(default_factory=frozenset)
+
+
+def exhibit(board: Leaderboard, folder: Path, name: str) -> Exhibit:
+    """A table of the board in `folder` by its name, or its costs.
+
+    Raises UnknownIdError for a table that the board does not have, InputError for costs that were not measured.
+    """
+    if name != COSTS:
+        return _figures(board, Registry("table of this board", board.tables)[name])
+    return _costs(read_costs(folder))
+
+
+def read_costs(folder: Path) -> pd.DataFrame:
+    """costs.csv of the board in `folder`. Raises InputError where it is missing, or no table of costs."""
+    path = folder / f"{COSTS}.csv"
+    try:
+        data = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); make it with: benchsr costs") from None
+    lacking = {"model", "lr_side", "machine", *COST_COLUMNS} - set(data)
+    if lacking:
+        raise InputError(f"{path}: no column {', '.join(sorted(lacking))}; make it anew with: benchsr costs")
+    return data
+
+
+def _figures(board: Leaderboard, table: Table) -> Exhibit:
+    columns = [(column, metric) for column in table.layout.columns for metric in SCORED]
+    cells, best = [], set()
+    for i, row in enumerate(table.rows):
+        line = []
+        for j, (column, metric) in enumerate(columns):
+            cell = row.cells[column]
+            value = cell.mean[SCORED.index(metric)]
+            line.append("–" if np.isnan(value) else f"{value:.{DECIMALS[metric]}f}" + "*" * (not cell.ok))
+            if row.mark(column, metric) == "best":
+                best.add((i, j))
+        cells.append(line)
+    up, down = ([METRICS[m].title for m in SCORED if METRICS[m].higher_is_better is way] for way in (True, False))
+    caption = (
+        f"{table.title}. {board.protocol.title}, fingerprint {board.protocol.fingerprint[:12]}. Means over "
+        f"{len(board.protocol.images)} images unless the threat has its own. Higher is better: {', '.join(up)}; lower: "
+        f"{', '.join(down)}. Bold: the best and, where so many images can separate any, what no paired test separates "
+        "from it; *: images missing, not ranked; –: not evaluated."
+    )
+    titles = {AVERAGE: "Average"} | {t: THREATS[t].title for t in table.layout.threats}
+    heads = [(titles[column], METRICS[metric].title) for column, metric in columns]
+    return Exhibit(caption, heads, [row.card.title for row in table.rows], cells, frame(table), frozenset(best))
+
+
+COST_COLUMNS: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "parameters": ("Parameters (M)", lambda v: f"{v / 1e6:.2f}"),
+    "macs": ("MACs (G)", lambda v: f"{v / 1e9:.2f}"),
+    "passes": ("Passes", lambda v: f"{v:.0f}"),
+    "peak_bytes": ("Peak memory (MB)", lambda v: f"{v / 1e6:.0f}"),
+    "seconds": ("Seconds", lambda v: f"{v:.3g}"),
+}
+"""Columns of costs.csv that are shown: their titles, and how."""
+
+
+def cost_cells(data: pd.DataFrame) -> list[list[str]]:
+    """The figures of costs.csv as they are shown, a line for each of its rows; a dash where there is none."""
+    return [
+        ["–" if np.isnan(value := float(line[name])) else shown(value) for name, (_, shown) in COST_COLUMNS.items()]
+        for _, line in data.iterrows()
+    ]
+
+
+def cost_caption(data: pd.DataFrame) -> str:
+    """What the figures of costs.csv are of."""
+    sides = " and ".join(f"{side} x {side}" for side in sorted(set(data["lr_side"])))
+    machines = "; ".join(dict.fromkeys(data["machine"].dropna()))
+    return (
+        f"Costs of an answer for one LR image of {sides} pixels. MACs: convolutions and matrix products of all passes. "
+        f"Peak memory: tensors alive at once. Seconds: {machines}."
+    )
+
+
+def _costs(data: pd.DataFrame) -> Exhibit:
+    heads = [("", title) for title, _ in COST_COLUMNS.values()]
+    return Exhibit(cost_caption(data), heads, list(data["model"]), cost_cells(data), data)
+
+
+def _csv(shown: Exhibit) -> bytes:
+    return shown.data.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
+
+
+def _parquet(shown: Exhibit) -> bytes:
+    buffer = io.BytesIO()
+    try:
+        shown.data.to_parquet(buffer, index=False)
+    except ImportError:
+        raise InputError("parquet needs pyarrow: pip install 'benchsr[parquet]'; or take --format csv") from None
+    return buffer.getvalue()
+
+
+def _markdown(shown: Exhibit) -> bytes:
+    header = ["Model", *(escape(" ".join(filter(None, column))) for column in shown.columns)]
+    rows = [
+        [escape(label), *(_bold(escape(text), (i, j) in shown.best) for j, text in enumerate(cells))]
+        for i, (label, cells) in enumerate(zip(shown.labels, shown.cells, strict=True))
+    ]
+    return f"{markdown_table(header, rows)}\n\n{escape(shown.caption)}\n".encode()
+
+
+def _bold(text: str, best: bool) -> str:
+    return f"**{text}**" if best else text
+
+
+_LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+)
+
+
+def _styled(shown: Exhibit, safe: Callable[[str], str]) -> pd.io.formats.style.Styler:
+    """The exhibit for pandas to set, every text made `safe`."""
+    heads = [(safe(group), safe(name)) for group, name in shown.columns]
+    grouped = any(group for group, _ in heads)
+    columns = pd.MultiIndex.from_tuples(heads) if grouped else pd.Index([name for _, name in heads])
+    cells = [[safe(text) for text in line] for line in shown.cells]
+    data = pd.DataFrame(cells, columns=columns)
+    marks = pd.DataFrame("", index=data.index, columns=columns)
+    for i, j in shown.best:
+        marks.iloc[i, j] = "font-weight: bold"
+    styler = data.style.apply(lambda _: marks, axis=None)
+    return styler.relabel_index([safe(label) for label in shown.labels], axis="index")
+
+
+def _latex(shown: Exhibit) -> bytes:
+    columns = "l" + "r" * len(shown.columns)
+    styler = _styled(shown, lambda text: text.translate(_LATEX))
+    table = styler.to_latex(
+        hrules=True,
+        convert_css=True,
+        column_format=columns,
+        multicol_align="c",
+        caption=shown.caption.translate(_LATEX),
+    )
+    return f"% needs \\usepackage{{booktabs}}\n{table}".encode()
+
+
+def _html(shown: Exhibit) -> bytes:
+    caption = html.escape(shown.caption)
+    return (_styled(shown, html.escape).set_uuid("benchsr").set_caption(caption).to_html() + "\n").encode()
+
+
+FORMATS: Registry[Callable[[Exhibit], bytes]] = Registry(
+    "format", {"latex": _latex, "csv": _csv, "parquet": _parquet, "markdown": _markdown, "html": _html}
+)
+"""How an exhibit is written, by the format's name."""
+
+
+def model_page(board: Leaderboard, card: CardInfo) -> str:
+    """A section in Markdown for the page of a model: its figures on this board, and what they mean and do not mean.
+
+    Raises InputError where the board has no figures of it.
+    """
+    threats = [t for t in board.protocol.threats if board.grid.get((card.id, t), NOT_RUN).n]
+    if not threats:
+        raise InputError(f"{card.id} has no figures on this board; make them with: benchsr run --models {card.id}")
+    heads = [f"{METRICS[m].title} {'↑' if METRICS[m].higher_is_better else '↓'}" for m in SCORED]
+    rows = []
+    for threat in threats:
+        cell = board.grid[card.id, threat]
+        flag = " ⚑" if (card.id, threat) in board.flags else ""
+        figures = [show(cell.estimate(metric), metric) + flag for metric in SCORED]
+        rows.append([escape(THREATS[threat].title), *figures, str(cell.n)])
+    paragraphs = [
+        f"## Robustness of {escape(card.title)}",
+        f"Measured with benchsr, protocol {escape(board.protocol.title)} (`{board.protocol.id}`, fingerprint "
+        f"`{board.protocol.fingerprint[:12]}`). Again: `benchsr run --models {card.id} --protocol {board.protocol.id}`",
+        markdown_table(["Threat", *heads, "images"], rows),
+        "\n".join(f"- {line}" for line in _meaning(board, card, threats)),
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _meaning(board: Leaderboard, card: CardInfo, threats: Sequence[str]) -> list[str]:
+    """How to read a model's figures, every label that they need included."""
+    expected = expected_images(board.protocol)
+    lines = [
+        f"Each figure is a mean over images with its {CONFIDENCE:.0%} bootstrap interval; it holds for these images "
+        "and settings alone, and bounds no other attack.",
+        *board.protocol.description,
+    ]
+    if card.family == "compact":
+        lines.append(
+            "A compact network, trained by benchsr: not the paper's model, and not comparable with its figures."
+        )
+    elif not card.paper_row:
+        lines.append("Not a row of the paper.")
+    if card.smoothing:
+        lines.append(
+            f"Answers are medians over noisy copies of the input. The attacks {', '.join(ATTACKS)} see the network "
+            "without that: attackers who know it may be stronger (protocol adaptive)."
+        )
+    few = [t for t in threats if board.grid[card.id, t].n < expected.get(t, 0)]
+    if few:
+        lines.append(f"Images are missing under: {', '.join(few)}.")
+    if any((card.id, t) in board.flags for t in threats):
+        lines.append("⚑: the attack may have been weak, so that the figure flatters the model.")
+    absent: dict[str, list[str]] = {}
+    for threat in board.protocol.threats:
+        if threat not in threats:
+            absent.setdefault(board.grid.get((card.id, threat), NOT_RUN).reason, []).append(threat)
+    lines += [f"Not evaluated: {', '.join(names)} ({reason})." for reason, names in absent.items()]
+    lines += [f"Training data: {card.training_data}", f"Fine-tuning data: {card.fine_tuning_data}", *card.caveats]
+    return [escape(line) for line in lines]
