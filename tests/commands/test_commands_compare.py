@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_cli import call
 from test_compare import records
+from toys import call
 
 from benchsr.results.records import Status, write_results
 
