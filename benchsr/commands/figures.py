@@ -238,7 +238,12 @@ def make_figures(
     chosen = protocol if isinstance(protocol, Protocol) else load_protocol(protocol)
     folder = Path(out) / chosen.id
     if (folder / "results.csv").exists():  # the pictures stand beside its figures
-        chosen, _ = stored_protocol(folder)
+        chosen, fingerprint = stored_protocol(folder)
+        if chosen.fingerprint != fingerprint:
+            raise InputError(
+                f"{folder / 'results.csv'} was made by another version of benchsr, whose pictures cannot be made with "
+                "this one; run the benchmark again"
+            )
     dataset = load_dataset(chosen.dataset, crop=chosen.crop).first(chosen.images)
     wanted = dataset.ids[:1] if images is None else dataset.sources.select(images)
     store = AttackCache(str(cache or cache_dir() / "attacked"))

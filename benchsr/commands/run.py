@@ -71,15 +71,16 @@ def evaluate(
     known = ledger.open()
     others = [zoo()[m] for m in {r.model for r in known} - {card.id for card in cards} if m in zoo()]
     told = rows + resolve(card for card in others if availability(card)[0])
-    ledger.retire(keys_today(chosen, told, data, executor.device.type))
+    ledger.retire(keys_today(chosen, told, data, planned))
     done = {record.key: record for record in known if record.status is Status.OK}
     fresh = {r.key: r for cell in cells for r in cell.records if r.key not in done}
-    console.print(f"{chosen.title}: {len(rows)} models x {len(threat_ids)} threats; {_counts(planned, fresh, done)}")
+    said = f"{len(rows)} models x {len(threat_ids)} threats; {_counts(planned, fresh, done)}"
+    console.print(f"{chosen.title}: {said}", markup=False)
     _compute(cells, fresh, done, executor, ledger, options)
 
-    records = ledger.merge(planned, done)
     cards_by_id = {**zoo(), **{card.id: card for card in cards}}
-    write_leaderboard(ledger.folder, records, protocol=about_leaderboard(chosen, data), cards=cards_by_id)
+    with ledger.merged(planned, done) as records:
+        write_leaderboard(ledger.folder, records, protocol=about_leaderboard(chosen, data), cards=cards_by_id)
     here = {identity(record) for record in planned}
     return Outcome(ledger.folder, records, [r for r in records if identity(r) in here], len(fresh), cards_by_id)
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -120,31 +121,40 @@ class Ledger:
             append_timing(self.timings, named)
         return named
 
-    def retire(self, today: Mapping[Identity, str]) -> None:
+    def retire(self, today: Mapping[Identity, Set[str]]) -> None:
         """Move figures aside that were made with other weights, data or settings than today's.
 
-        `today`: (model, threat, image) -> key, for each evaluation whose key can be told today. A line of which nothing
-        can be told, such as of a card that is not at hand, stays.
+        `today`: (model, threat, image) -> keys, for each evaluation whose key can be told today. A line of which
+        nothing can be told, such as of a card that is not at hand, stays.
         """
         with locked(self.results):
             self._require_ours()
             known = read_ledger(self.folder) if self.results.exists() else []
             told = {(model, threat) for model, threat, image in today if image}
-            outdated = [r for r in known if (r.model, r.threat) in told and today.get(identity(r)) != r.key]
+            outdated = [
+                r for r in known if (r.model, r.threat) in told and r.key not in today.get(identity(r), frozenset())
+            ]
             if not outdated:
                 return
             if figures := [record for record in outdated if record.status is Status.OK]:
-                aside = _unused(self.folder, f"results-outdated-{_stamp()}", ".csv")
-                write_results(aside, figures)
+                stamp = _stamp()
+                aside = _unused(self.folder, f"results-outdated-{stamp}", ".csv")
+                write_results(aside, figures, self.protocol.metrics.names)
+                write_timings(_unused(self.folder, f"timings-outdated-{stamp}", ".csv"), figures)
                 models = ", ".join(sorted({record.model for record in figures}))
                 log.warning(
                     "%d figures of %s were made with other weights, data or settings than today's; they are kept as %s",
                     *(len(figures), models, aside.name),
                 )
-            write_results(self.results, [r for r in known if r not in outdated], self.protocol.metrics.names)
+            gone = set(map(identity, outdated))
+            self._write([record for record in known if identity(record) not in gone])
 
-    def merge(self, planned: Sequence[Record], done: Mapping[str, Record]) -> list[Record]:
-        """Write the lines of this run (`done`: those that have figures, by key) beside those of others; returns all."""
+    @contextmanager
+    def merged(self, planned: Sequence[Record], done: Mapping[str, Record]) -> Iterator[list[Record]]:
+        """Write the lines of this run (`done`: those that have figures, by key) beside those of others; gives all.
+
+        Until the block ends no other run can add to them, so that what it derives from them is of the newest.
+        """
         with locked(self.results):
             self._require_ours()
             known = read_ledger(self.folder) if self.results.exists() else []
@@ -154,9 +164,12 @@ class Ledger:
             # A model that failed or was unavailable as a whole has one line, without an image.
             earlier = [r for r in known if r.status is Status.OK or (r.model, r.threat) not in pairs]
             records = [r for r in earlier if identity(r) not in mine] + ours
-            write_results(self.results, records, self.protocol.metrics.names)
+            self._write(records)
             write_timings(self.timings, records)
-        return records
+            yield records
+
+    def _write(self, records: Sequence[Record]) -> None:
+        write_results(self.results, records, self.protocol.metrics.names)
 
     def _name_environment(self) -> None:
         path = self.folder / "environments.json"

@@ -10,7 +10,7 @@ from benchsr.base.errors import BenchsrError, InputError, UnavailableError
 from benchsr.base.files import digest
 from benchsr.data.datasets import Dataset, load_dataset
 from benchsr.evaluation.protocol import CODE_VERSION, Protocol
-from benchsr.metrics.perceptual import trunk_sha256
+from benchsr.metrics.perceptual import TRUNKS, trunk_sha256
 from benchsr.models.cards import Card, Deployment, deployment
 from benchsr.models.zoo import network_key
 from benchsr.results.records import Record, Status
@@ -114,9 +114,14 @@ def columns(protocol: Protocol, threats: Sequence[str], dataset: Dataset) -> lis
 
 
 def _perceptual_key(threat: Threat) -> str:
-    """The hash of the weights of the loss that the threat raises; empty where it needs none."""
+    """The hash of the weights of the loss that the threat raises; empty where it needs none.
+
+    It is known without reading them, where it can be: a plan of everything must not wait for a fetch.
+    """
     objective = threat.objective
-    return trunk_sha256(objective.net) if objective and objective.perceptual_weight else ""
+    if not objective or not objective.perceptual_weight:
+        return ""
+    return TRUNKS[objective.net].sha256 or trunk_sha256(objective.net)
 
 
 def plan(
@@ -199,9 +204,15 @@ def _cell(
 
 
 def keys_today(
-    protocol: Protocol, rows: Sequence[Row], dataset: Dataset, device: str
-) -> dict[tuple[str, str, str], str]:
-    """(model, threat, image) -> the key that each evaluation of `rows` has under the whole protocol."""
-    cells, missing = plan(protocol, rows, protocol.threats, dataset, device)
-    planned = [record for cell in cells for record in cell.records] + missing
-    return {(r.model, r.threat, r.image): r.key for r in planned}
+    protocol: Protocol, rows: Sequence[Row], dataset: Dataset, planned: Sequence[Record]
+) -> dict[tuple[str, str, str], set[str]]:
+    """(model, threat, image) -> the keys that each evaluation of `rows` may have under the whole protocol.
+
+    What this run has `planned` has one; anything else that of either class of device, as another may have computed it.
+    """
+    found: dict[tuple[str, str, str], set[str]] = {}
+    for device in ("cpu", "cuda"):
+        cells, missing = plan(protocol, rows, protocol.threats, dataset, device)
+        for r in [record for cell in cells for record in cell.records] + missing:
+            found.setdefault((r.model, r.threat, r.image), set()).add(r.key)
+    return found | {(r.model, r.threat, r.image): {r.key} for r in planned}

@@ -28,12 +28,14 @@ class Trunk:
     """Where an ImageNet trunk comes from: torchvision's file, or a file of the package that carries the same weights.
 
     `file` ends in the first digits of its SHA-256, as torchvision's names do. `packaged` is (member, sha256).
-    `convolutions` are the indices in torchvision's `features`, the last one giving the trunk's output.
+    `convolutions` are the indices in torchvision's `features`, the last one giving the trunk's output. `sha256`
+    is that of the weights themselves, where it is known: see `trunk_sha256`.
     """
 
     file: str
     convolutions: tuple[int, ...]
     packaged: tuple[str, str] | None = None
+    sha256: str = ""
 
 
 TRUNKS: dict[str, Trunk] = {
@@ -46,6 +48,7 @@ TRUNKS: dict[str, Trunk] = {
         "vgg16-397923af.pth",
         (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
         ("vgg16.ckpt", "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"),
+        "43cf87935be9189f2b60a4a84a2508366803e27117f9c599f6524da892fd9d20",
     ),
     "vgg19": Trunk("vgg19-dcbb9e9d.pth", (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)),
 }

@@ -74,12 +74,13 @@ def _moved(model: str, threat: str, pairs: Sequence[tuple[Record, Record]]) -> I
 
 
 def news(fresh: Sequence[Record], committed: Sequence[Record]) -> int:
-    """How many evaluations of `fresh` are not in `committed`, or under another key there: what a commit would add.
+    """How many figures of `fresh` are not in `committed`, or under another key there: what a commit would add.
 
-    Figures that moved a little on another machine are none: committing them every night would let the baseline creep.
+    Those that moved a little on another machine are none, nor are other words for why something is unavailable:
+    committing them every night would let the baseline creep.
     """
-    known = {(r.model, r.threat, r.image, r.key) for r in committed}
-    return sum((r.model, r.threat, r.image, r.key) not in known for r in fresh)
+    known = {(r.model, r.threat, r.image, r.key) for r in committed if r.status is Status.OK}
+    return sum((r.model, r.threat, r.image, r.key) not in known for r in fresh if r.status is Status.OK)
 
 
 def check(fresh: Path, committed: Path) -> tuple[list[Moved], int, int]:

@@ -161,9 +161,9 @@ def read_timings(path: Path) -> dict[str, dict[str, Any]]:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
     except OSError:
         return found
-    for values in csv.reader(lines):
+    for line in lines:
         try:
-            *seconds, key = values
+            *seconds, key = line.split(",")
             found[key] = {name: float(value) for name, value in zip(TIMINGS, seconds, strict=True) if value}
         except ValueError:
             continue
@@ -232,4 +232,6 @@ def _columns(path: Path, header: Sequence[str]) -> tuple[str, ...] | None:
     missing, double = [c for c in wanted if c not in names], [n[:40] for n in names if names.count(n) > 1]
     parts = [f"no column {', '.join(missing)}"] * bool(missing) + [f"twice {', '.join(double[:5])}"] * bool(double)
     why = "; ".join(parts) or "columns in another order"
-    raise InputError(f"{path}: not a results file of this version: {why}; move it away")
+    raise InputError(
+        f"{path}: not a results file of this version: {why}; move it away, and compute it again with: benchsr run"
+    )

@@ -203,11 +203,15 @@ def _read_board(folder: Path, cards: Mapping[str, CardInfo]) -> Leaderboard:
     """The leaderboard in `folder`. Raises InputError where its report is not of the results that stand there."""
     board = read_leaderboard(folder, cards)
     protocol, fingerprint = stored_protocol(folder)
-    if board.protocol.fingerprint != fingerprint:
-        raise InputError(
-            f"{folder / 'leaderboard.json'} is of other settings than results.csv; write it again with: "
-            f"benchsr report --protocol {protocol.id} --out {folder.parent}"
-        )
+    derived = {folder / "leaderboard.json": ("report", board.protocol.fingerprint)}
+    if (index := folder / "figures" / "figures.json").exists():
+        derived[index] = ("figures", json.loads(index.read_text(encoding="utf-8")).get("fingerprint"))
+    for file, (command, found) in derived.items():
+        if found != fingerprint:
+            raise InputError(
+                f"{file} is of other settings than results.csv; write it again with: "
+                f"benchsr {command} --protocol {protocol.id} --out {folder.parent}"
+            )
     return board
 
 

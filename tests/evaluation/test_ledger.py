@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 from toys import FakeLpips, photos, protocol, toy_card
 from typer.testing import CliRunner
 
 from benchsr.base.errors import InputError
 from benchsr.cli.main import app
+from benchsr.commands.figures import make_figures
 from benchsr.commands.report import rewrite
 from benchsr.commands.run import Outcome, evaluate
 from benchsr.data.datasets import load_dataset
 from benchsr.evaluation.ledger import Ledger, environment, read_ledger, stored_protocol
 from benchsr.evaluation.options import RunOptions
-from benchsr.evaluation.plan import plan, resolve
+from benchsr.evaluation.plan import keys_today, plan, resolve
 from benchsr.evaluation.protocol import load_protocol
+from benchsr.metrics.perceptual import TRUNKS
 from benchsr.models.zoo import find_weights, load_card
 from benchsr.results.records import Record, Status
 from benchsr.site import build_site
@@ -33,6 +38,7 @@ from benchsr.threats.table import load_threat
 def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENCHSR_CACHE", str(tmp_path / "user-cache"))
     monkeypatch.setattr("benchsr.metrics.quality.lpips_net", FakeLpips)
+    monkeypatch.setattr("benchsr.leaderboard.report.all_plots", lambda *_: iter(()))  # most of a board's time
 
 
 @pytest.fixture
@@ -80,7 +86,12 @@ def test_a_page_of_other_settings_is_refused(toy: Path) -> None:
     run(toy, "bicubic", "clean")
     about = json.loads((out / "toy" / "leaderboard.json").read_text())
     (out / "toy" / "leaderboard.json").write_text(json.dumps(about | {"fingerprint": "0" * 64}))
-    with pytest.raises(InputError, match="is of other settings"):
+    with pytest.raises(InputError, match=r"leaderboard.json is of other settings.*benchsr report"):
+        build_site(out, toy.parent / "page")
+    (out / "toy" / "leaderboard.json").write_text(json.dumps(about))
+    (out / "toy" / "figures").mkdir()
+    (out / "toy" / "figures" / "figures.json").write_text(json.dumps({"fingerprint": "0" * 64, "comparisons": []}))
+    with pytest.raises(InputError, match=r"figures.json is of other settings.*benchsr figures"):
         build_site(out, toy.parent / "page")
 
 
@@ -109,6 +120,81 @@ def test_new_weights_leave_no_old_figure_in_the_board(toy: Path, tmp_path: Path)
     (aside,) = (tmp_path / "out" / "toy").glob("results-outdated-*.csv")
     kept = pd.read_csv(aside, keep_default_na=False)
     assert set(kept.key) == set(old.key)
+    (seconds,) = (tmp_path / "out" / "toy").glob("timings-outdated-*.csv")
+    assert set(pd.read_csv(seconds).key) == set(old.key)
+
+
+def test_figures_of_another_class_of_device_stay_unless_they_are_computed_again(toy: Path, tmp_path: Path) -> None:
+    chosen, card = load_protocol(toy), load_card(toy_card(tmp_path, "toy-a"))
+    data, rows = load_dataset(chosen.dataset, crop=chosen.crop), resolve([card, load_card("bicubic")])
+    folder = tmp_path / "out" / "toy"
+    ledger = Ledger(folder, chosen, environment(torch.device("cpu")))
+    ledger.open()
+    cells, _ = plan(chosen, rows, ["pgd"], data, "cuda")
+    theirs = [replace(r, scores={"psnr": 20.0, "ssim": 0.5, "lpips": 0.1}) for cell in cells for r in cell.records]
+    for record in theirs:
+        ledger.append(record)
+    planned = [r for cell in plan(chosen, rows[:1], ["pgd"], data, "cpu", 1)[0] for r in cell.records]
+    ledger.retire(keys_today(chosen, rows, data, planned))
+    left = {r.key for r in theirs if (r.model, r.image) != ("toy-a", "photo0")}
+    assert {r.key for r in read_ledger(folder)} == left
+    (aside,) = folder.glob("results-outdated-*.csv")
+    assert set(pd.read_csv(aside).key) == {r.key for r in theirs} - left
+
+
+def test_a_plan_reads_no_weights_of_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchsr.metrics.perceptual._weights", lambda net: pytest.fail("weights were looked for"))
+    quick, rows = load_protocol("quick"), resolve([load_card("bicubic")])
+    data = load_dataset(quick.dataset, crop=quick.crop)
+    cells, _ = plan(quick, rows, ["clean", "pgd"], data, "cpu", 1)
+    assert [cell.threat for cell in cells] == ["clean", "pgd"]
+
+
+def test_no_run_adds_to_the_lines_while_a_board_is_written_of_them(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free: list[bool] = []
+
+    def board(folder: Path, *_: Any, **__: Any) -> None:
+        def other() -> None:
+            lock = FileLock(folder / ".results.csv.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                free.append(False)
+            else:
+                lock.release()
+                free.append(True)
+
+        rival = Thread(target=other)
+        rival.start()
+        rival.join()
+
+    monkeypatch.setattr("benchsr.commands.run.write_leaderboard", board)
+    run(toy, "bicubic", "clean")
+    assert free == [False]
+
+
+def test_a_title_is_no_markup(toy: Path) -> None:
+    chosen = load_protocol(toy).model_copy(update={"title": "Toy [/bold] [red]"})
+    said = io.StringIO()
+    places: dict[str, Any] = {"out": toy.parent / "out", "cache": toy.parent / "cache", "device": "cpu"}
+    evaluate("bicubic", "clean", chosen, RunOptions(**places, limit=1, console=Console(file=said, width=200)))
+    assert "Toy [/bold] [red]: 1 models" in said.getvalue()
+
+
+def test_pictures_of_results_that_other_code_made_are_refused(toy: Path) -> None:
+    out = toy.parent / "out"
+    run(toy, "bicubic", "clean", limit=1)
+    file = out / "toy" / "protocol.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"fingerprint": "0" * 64}))
+    with pytest.raises(InputError, match="another version of benchsr"):
+        make_figures("bicubic", "clean", None, toy, out=out, device="cpu")
+
+
+def test_damaged_timings_cost_no_figure(toy: Path) -> None:
+    folder = run(toy, "bicubic", "clean").folder
+    file = folder / "timings.csv"
+    file.write_bytes(file.read_bytes()[:-20] + b'\n"' + b"x" * 200_000 + b"\xff\n1,2\n")
+    assert len([r for r in read_ledger(folder) if r.seconds_sr]) == 2
 
 
 def test_settings_back_and_forth_lose_nothing(toy: Path, tmp_path: Path) -> None:
@@ -166,7 +252,7 @@ def test_keys_know_the_device_and_the_loss(toy: Path, tmp_path: Path, monkeypatc
     rows, data = resolve([load_card(toy_card(tmp_path, "toy-a"))]), load_dataset(chosen.dataset, crop=chosen.crop)
 
     def key(threat: str, device: str, trunk: str) -> str:
-        monkeypatch.setattr("benchsr.evaluation.plan.trunk_sha256", lambda net: trunk)
+        monkeypatch.setitem(TRUNKS, "vgg16", replace(TRUNKS["vgg16"], sha256=trunk))
         cells, _ = plan(chosen, rows, [threat], data, device)
         return cells[0].attack_keys["photo0"]
 

@@ -158,4 +158,4 @@ def test_the_packaged_weights_are_those_of_lpips() -> None:
     ramp = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64)
     assert 0.4 < float(net(ramp, ramp.mT)) < 0.6
     assert vgg_trunk("vgg16")(ramp / 2 + 0.5).shape == (1, 512, 4, 4)
-    assert trunk_sha256("vgg16") == "43cf87935be9189f2b60a4a84a2508366803e27117f9c599f6524da892fd9d20"
+    assert trunk_sha256("vgg16") == TRUNKS["vgg16"].sha256

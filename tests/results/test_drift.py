@@ -41,6 +41,8 @@ def test_another_key_is_another_figure() -> None:
     assert drift(other, OLD) == ([], 0)
     assert news(other, OLD) == len(OLD)
     assert news([changed(r, psnr=5.0, environment="other") for r in OLD], OLD) == 0
+    gone = changed(OLD[0], model="esrgan", status=Status.UNAVAILABLE, reason="other words", key="d" * 64)
+    assert news([*OLD, gone], OLD) == 0
 
 
 def test_a_figure_that_got_lost_has_moved() -> None:
