@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from benchsr.cli import main
-from benchsr.results.records import Record
+from benchsr.results.records import Record, Status
 
 SCORES = ("psnr", "ssim", "lpips")
 
@@ -91,3 +91,22 @@ def call(monkeypatch: pytest.MonkeyPatch, command: str) -> int:
     with pytest.raises(SystemExit) as ended:
         main()
     return int(ended.value.code or 0)
+
+
+def names(n: int) -> tuple[str, ...]:
+    """Ids of n images."""
+    return tuple(f"image-{i:03}" for i in range(n))
+
+
+def records(model: str, threat: str, psnr: list[float] | np.ndarray, **changes: object) -> list[Record]:
+    """Made-up evaluations of one model under one threat, an image for each PSNR."""
+    figures = {name: float(v) for name, v in zip(names(len(psnr)), psnr, strict=True)}
+    made = [
+        Record(
+            *("toy", "photos", model, threat, name, Status.OK),
+            scores={"psnr": v, "ssim": 0.5 + v / 100, "lpips": 1 / (1 + v)},
+            key="0" * 64,
+        )
+        for name, v in figures.items()
+    ]
+    return [replace(r, **changes) for r in made]  # type: ignore[arg-type]

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_compare import records
-from toys import call
+from toys import call, records
 
 from benchsr.results.records import Status, write_results
 

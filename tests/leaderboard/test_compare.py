@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import permutation_test, ttest_1samp
 from test_leaderboard import card
+from toys import names, records
 
 from benchsr.base.errors import InputError
 from benchsr.leaderboard.compare import (
@@ -27,24 +28,7 @@ from benchsr.leaderboard.compare import (
 )
 from benchsr.leaderboard.scores import SCORED, interval, make_grid, resampled_means
 from benchsr.leaderboard.tables import make_tables
-from benchsr.results.records import Record, Status
-
-
-def names(n: int) -> tuple[str, ...]:
-    return tuple(f"image-{i:03}" for i in range(n))
-
-
-def records(model: str, threat: str, psnr: list[float] | np.ndarray, **changes: object) -> list[Record]:
-    figures = {name: float(v) for name, v in zip(names(len(psnr)), psnr, strict=True)}
-    made = [
-        Record(
-            *("toy", "photos", model, threat, name, Status.OK),
-            scores={"psnr": v, "ssim": 0.5 + v / 100, "lpips": 1 / (1 + v)},
-            key="0" * 64,
-        )
-        for name, v in figures.items()
-    ]
-    return [replace(r, **changes) for r in made]  # type: ignore[arg-type]
+from benchsr.results.records import Record
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 9])

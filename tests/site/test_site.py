@@ -91,7 +91,7 @@ def comparison(folder: Path) -> None:
     entry = {"title": HOSTILE, "factor": 12, "panels": panels, "png": "scene.png", "pdf": "scene.pdf"}
     (folder / "scene.png").write_bytes((folder / "scene" / "clean.png").read_bytes())
     (folder / "scene.pdf").write_bytes(b"%PDF")
-    (folder / "figures.json").write_text(json.dumps({"comparisons": [entry]}))
+    (folder / "figures.json").write_text(json.dumps({"fingerprint": "ab" * 32, "comparisons": [entry]}))
 
 
 @pytest.fixture(scope="module")

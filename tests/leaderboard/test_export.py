@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_compare import records
 from test_leaderboard import card
-from toys import call
+from toys import call, records
 
 from benchsr.base.errors import InputError
 from benchsr.commands.costs import Costs
