@@ -109,4 +109,4 @@ def records(model: str, threat: str, psnr: list[float] | np.ndarray, **changes: 
         )
         for name, v in figures.items()
     ]
-    return [replace(r, **changes) for r in made]  # type: ignore[arg-type]
+    return [changed(r, **changes) for r in made]
