@@ -22,7 +22,7 @@ def boards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     base = np.linspace(20, 30, 10)
     for name, lead in (("old", 1.0), ("new", 0.5)):
         made = [r for t in ("clean", "pgd") for r in records("a", t, base + lead) + records("b", t, base)]
-        blank = {"status": Status.UNAVAILABLE, "reason": "no weights", "psnr": None, "ssim": None, "lpips": None}
+        blank = {"status": Status.UNAVAILABLE, "reason": "no weights", "scores": {}}
         made += [replace(r, **blank) for r in records("c", "clean", base)]  # type: ignore[arg-type]
         (tmp_path / "out" / name).mkdir(parents=True)
         write_results(tmp_path / "out" / name / "results.csv", made)
