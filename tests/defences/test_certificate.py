@@ -175,6 +175,8 @@ def test_report_files(tmp_path: Path) -> None:
     assert "pgd: mean l2 norm 4.5, outside" in text
     assert "tiny: mean l2 norm 0.01, inside" in text
     assert "exact median" in text
+    assert "covered by bounds made for 0.0839 or more" in text  # the deployed median of 21 draws: 0.839 sigma
+    assert "for changes below 0.06" in "\n".join(describe(certify(tiny_rrdb(), lr, SIGMA, 0.15, 201), {}))
 
 
 @pytest.mark.parametrize(
