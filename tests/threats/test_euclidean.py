@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf, sqrt
 
-import numpy as np
 import pytest
 import torch
 from conftest import images, scene, tiny_rrdb
@@ -15,9 +14,7 @@ from benchsr.base.errors import InputError, ModelError, UnknownIdError
 from benchsr.base.rng import normal_like, uniform_like
 from benchsr.defences.smoothing import smooth
 from benchsr.evaluation.worker import verify
-from benchsr.leaderboard.optimality import optimality
 from benchsr.metrics.objective import LOSSES, Objective
-from benchsr.results.records import Record, Status
 from benchsr.threats.adaptive import APGD, StrongPGD
 from benchsr.threats.attacks import PGD, GradientAttack
 from benchsr.threats.breaking import smallest_eps
@@ -198,24 +195,6 @@ def test_members_have_nothing_but_a_budget_to_tune() -> None:
     assert "perceptual_net" not in load_threat("aa-l1").settings
     net = load_threat("aa-perceptual", perceptual_net="vgg19").objective
     assert net == Objective(0.0, 1.0, "vgg19")
-
-
-def record(threat: str, image: str, psnr: float, ssim: float = 0.5, lpips: float = 0.5) -> Record:
-    return Record("p", "d", "m", threat, image, Status.OK, psnr=psnr, ssim=ssim, lpips=lpips)
-
-
-def test_optimality_is_the_distance_from_the_worst_of_each_image() -> None:
-    made = [
-        record("aa-l1", "a", 15.0, lpips=0.4),
-        record("aa-mse", "a", 14.0, lpips=0.3),
-        record("aa-l1", "b", 12.0, lpips=0.6),
-        record("aa-mse", "b", 16.0, lpips=0.7),
-        record("aa-l1", "c", 1.0),  # not attacked by the other: left out
-    ]
-    found = optimality(made, ("aa-l1", "aa-mse"))
-    np.testing.assert_allclose(list(found["m", "aa-l1"].values()), [0.5, 0.0, 0.05], atol=1e-12)
-    np.testing.assert_allclose(list(found["m", "aa-mse"].values()), [2.0, 0.0, 0.05], atol=1e-12)
-    assert optimality(made, ("aa-l1", "square")) == {}
 
 
 # The smallest perturbation.
