@@ -18,7 +18,14 @@ from benchsr.base.files import write_atomic
 from benchsr.base.inference import pick_device
 from benchsr.base.pairs import SCALE
 from benchsr.data.images import read_image, write_image
-from benchsr.defences.certificate import Certificate, certify_draws, largest_eps, noisy_outputs, width_curves
+from benchsr.defences.certificate import (
+    Certificate,
+    certify_draws,
+    deployment_cost,
+    largest_eps,
+    noisy_outputs,
+    width_curves,
+)
 from benchsr.evaluation.ledger import read_ledger, stored_protocol
 from benchsr.models.network import load_network
 from benchsr.models.zoo import load_card
@@ -57,8 +64,7 @@ def describe(certificate: Certificate, norms: Norms | None = None, step: float =
         f"Covers: every change of the LR image whose l2 norm over all its elements is below {c.eps:g} (pixel values in "
         f"[0, 1]), for the exact median of the network under N(0, {c.sigma:g}^2). Holds with {c.confidence:.1%} "
         f"confidence for {together} ({pixels} elements), from order statistics {c.ranks[0]} and {c.ranks[1]} of {c.n}.",
-        "Does not cover: the median of a few draws that a deployed model returns, which estimates the exact median, "
-        "and any larger change.",
+        "Does not cover: any larger change.",
         f"Largest certifiable radius with {c.n} draws at this confidence: {c.largest_eps:.4g}.",
     ]
     if not c.feasible:
@@ -71,6 +77,7 @@ def describe(certificate: Certificate, norms: Norms | None = None, step: float =
     side = c.lower.shape[-2] // SCALE, c.lower.shape[-1] // SCALE
     reach = step * sqrt(3 * side[0] * side[1])
     lines += [
+        deployed(c),
         f"Width in units of 1/255: mean {float(c.width.mean()) * 255:.1f}; percentiles {percentiles}.",
         f"Elements certified not to move by more than: {within}.",
         f"An L-infinity step of {step * 255:g}/255 on an LR image of this size has l2 norm {reach:.3g}, "
@@ -94,6 +101,15 @@ def _beside(certificate: Certificate, norms: Norms, side: tuple[int, int]) -> li
         f"Mean l2 norms of attacks, measured on {size} and not comparable with the radius over "
         f"{side[0]} x {side[1]} pixels: {found}{hint}."
     ]
+
+
+def deployed(c: Certificate, k: int = 21, eta: float = 1e-3) -> str:
+    """What the bounds say of the deployed median of k draws, which may break them with probability `eta`, in words."""
+    cost = c.sigma * deployment_cost(k, eta / (2 * c.lower[0].numel() if c.simultaneous else 1))
+    median = f"The median of {k} draws that a deployed model returns"
+    if c.eps > cost:
+        return f"{median} stays within them, but for {eta:.1%} of its draws, for changes below {c.eps - cost:.3g}."
+    return f"{median} is covered by bounds made for {cost:.3g} or more, and these are made for {c.eps:g}."
 
 
 def attack_norms(results: Path) -> Norms:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 import numpy as np
 import torch
-from scipy.stats import binom, norm
+from scipy.stats import beta, binom, norm
 from torch import Tensor, nn
 
 from benchsr.base.errors import InputError
@@ -31,8 +32,8 @@ class Certificate:
     pixel units, `eps` over all elements of the LR image. If `simultaneous`, all bounds of an image hold together with
     probability `confidence` (union bound over both sides of every element); otherwise each single bound does.
 
-    The median of a few draws, which is what a deployed model returns, is an estimate of the exact median and is not
-    itself covered.
+    The median of k draws, which is what a deployed model returns, stays within the same bounds for perturbations of a
+    smaller norm: see `covering_radius`.
     """
 
     lower: Tensor
@@ -96,6 +97,32 @@ def largest_eps(n: int, sigma: float, confidence: float, elements: int | None = 
     percentile p with probability 1 - p^n, so p = failure^(1/n) is the highest that can be bounded.
     """
     return max(0.0, sigma * float(norm.ppf(failure(confidence, elements) ** (1 / n))))
+
+
+def deployment_cost(k: int, eta: float) -> float:
+    """By how many sigma of radius the median of k draws is harder to certify than the exact median.
+
+    Phi^-1(p) for the p with P(Bin(k, 1 - p) >= ceil(k / 2)) = eta, by the beta distribution: the k-draw median exceeds
+    the percentile p of one draw only if ceil(k / 2) draws do, hence with probability at most `eta`; likewise below
+    1 - p. Holds for even k too, whose median is the lower of the two middle draws. Raises InputError unless k >= 1 and
+    0 < eta < 1/2.
+    """
+    if k < 1 or not 0 < eta < 0.5:
+        raise InputError(f"need k >= 1 draws and eta between 0 and 1/2; got k={k}, eta={eta}")
+    half = ceil(k / 2)
+    return max(0.0, -float(norm.ppf(beta.ppf(eta, half, k - half + 1))))
+
+
+def covering_radius(radius: float, sigma: float, k: int, eta: float, elements: int = 1) -> float:
+    """The radius at which a bound of the exact median covers the deployed k-draw median under changes up to `radius`.
+
+    The deployed answer then breaks a bound that holds with probability at most `eta` over its own k draws: each bound
+    by itself, or all of `elements` one-sided bounds together (both sides of m elements are 2 m). That comes on top of
+    1 - confidence, which is over the certificate's draws. Raises InputError for settings out of range.
+    """
+    if not (sigma > 0 and radius >= 0 and elements >= 1):
+        raise InputError(f"need sigma > 0, radius >= 0 and elements >= 1; got {sigma}, {radius}, {elements}")
+    return radius + sigma * deployment_cost(k, eta / elements)
 
 
 def order_statistics(draws: Tensor, wanted: Sequence[int]) -> Tensor:

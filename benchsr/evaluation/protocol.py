@@ -122,7 +122,7 @@ class Protocol(Table):
             numbers = {k: v for k, v in threat.settings.items() if k not in self.objective.model_dump()}
             if numbers:
                 lines.append(
-                    f"{threat.spec.title}: " + ", ".join(f"{k} {_number(k, v)}" for k, v in numbers.items()) + "."
+                    f"{threat.spec.title}: " + ", ".join(_number(k, v, numbers) for k, v in numbers.items()) + "."
                 )
         return lines + list(self.notes)
 
@@ -141,10 +141,11 @@ def _resolved(
     return load_threat(threat_id, **{**shared, **dict(settings)})
 
 
-def _number(name: str, value: Setting) -> str:
-    if name in ("eps", "alpha"):
-        return f"{float(value) * 255:g}/255"
-    return str(value).lower() if isinstance(value, bool | str) else f"{value:g}"
+def _number(name: str, value: Setting, among: Mapping[str, Setting]) -> str:
+    """A setting in words; `among` all of its threat, whose norm says what eps is in."""
+    if name in ("eps", "alpha") and "norm" not in among:
+        return f"{name} {float(value) * 255:g}/255"
+    return f"{name} {str(value).lower() if isinstance(value, bool | str) else f'{value:g}'}"
 
 
 def load_protocol(name_or_path: str | Path) -> Protocol:

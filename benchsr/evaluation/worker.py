@@ -93,9 +93,15 @@ def verify(threat: Threat, clean: Tensor, attacked: Tensor, rounding: float) -> 
     """Raise ModelError unless `attacked` (3, h, w) is a finite image in [0, 1] within the threat's ball of `clean`."""
     if not bool(torch.isfinite(attacked).all()) or attacked.min() < 0 or attacked.max() > 1:
         raise ModelError(f"threat {threat.id!r} made an image that is not finite or not in [0, 1]")
-    eps, moved = threat.settings.get("eps"), float((attacked - clean).abs().max())
-    if eps is not None and moved > float(eps) + rounding + 1e-6:
-        raise ModelError(f"threat {threat.id!r} moved a pixel by {moved:.6f}, beyond its eps of {float(eps):.6f}")
+    if threat.ball is None:
+        return
+    delta = (attacked - clean).double()[None]
+    moved, slack = float(threat.ball.norm(delta)), float(threat.ball.norm(torch.full_like(delta, rounding)))
+    if moved > threat.ball.eps * (1 + 1e-6) + slack + 1e-6:
+        norm = type(threat.ball).__name__
+        raise ModelError(
+            f"threat {threat.id!r} moved the image by {moved:.6f} in {norm}, beyond its eps of {threat.ball.eps:.6f}"
+        )
 
 
 class Worker:
@@ -206,7 +212,8 @@ class Worker:
         network: nn.Module = nn.Identity()
         bound, size = None, len(samples)
         if threat.objective:
-            bound = self._bound(cell, samples, hr, threat.objective)
+            if threat.objective.against == "truth":  # whose features are kept; anything else is the attack's to find
+                bound = self._bound(cell, samples, hr, threat.objective)
             plain = self._load(cell)
             network = Autocast(plain) if self.protocol.precision == "bf16" else plain
             plan = self._plan(cell, network, threat.objective, lr)

@@ -65,14 +65,14 @@ def _compared(own: Mapping[str, Sequence[Record]]) -> Iterator[tuple[str, str]]:
                 yield threat, "random-as-strong"
             # The errors of a brightness shift and of the clean output add up in squares; 1 dB is for clipping.
             shifted = -10 * log10(10 ** (-_mean(rows, "psnr") / 10) + size**2)
-            if other == "clean" and size >= LARGE and psnr > shifted + 1:
+            if other == "clean" and size >= LARGE and psnr > shifted + 1 and "norm" not in THREATS[threat].preset:
                 yield threat, "not-destroyed"
 
 
 def _transfer_of(base: str, threat: str) -> bool:
     """Whether `base` is the attack `threat` without knowledge of the smoothing."""
     known, blind = THREATS[threat], THREATS[base]
-    same = known.make is blind.make and known.preset.get("eps") == blind.preset.get("eps")
+    same = known.make is blind.make and all(known.preset.get(k) == blind.preset.get(k) for k in ("eps", "norm", "loss"))
     return same and blind.preset.get("median_of") == 0 and bool(known.preset.get("median_of"))
 
 

@@ -17,6 +17,7 @@ from benchsr.base.errors import InputError
 from benchsr.base.rng import uniform_like
 from benchsr.metrics.objective import Objective
 from benchsr.threats.attacks import PGD, Step
+from benchsr.threats.balls import Norm
 
 
 class StrongPGD(PGD):
@@ -35,10 +36,12 @@ class StrongPGD(PGD):
         draws: int = 1,
         pace: float = 2.5,
         objective: Objective | None = None,
+        norm: Norm = "linf",
     ) -> None:
         if restarts < 1 or draws < 1:
             raise InputError(f"restarts and draws must be at least 1; got {restarts}, {draws}")
-        super().__init__(model, eps=eps, alpha=pace * eps / max(steps, 1), steps=steps, objective=objective)
+        alpha = pace * eps / max(steps, 1)
+        super().__init__(model, eps=eps, alpha=alpha, steps=steps, objective=objective, norm=norm)
         self.restarts = restarts
         self.draws = draws
 
@@ -63,8 +66,9 @@ class APGD(StrongPGD):
         restarts: int = 2,
         draws: int = 1,
         objective: Objective | None = None,
+        norm: Norm = "linf",
     ) -> None:
-        super().__init__(model, eps=eps, steps=steps, restarts=restarts, draws=draws, objective=objective)
+        super().__init__(model, eps=eps, steps=steps, restarts=restarts, draws=draws, objective=objective, norm=norm)
 
     @staticmethod
     def checkpoints(steps: int) -> list[int]:
@@ -81,7 +85,7 @@ class APGD(StrongPGD):
 
 
 class _ApgdStep:
-    """z = inside(v + size sign(grad)); next iterate = inside(v + 0.75 (z - v) + 0.25 (v - before))."""
+    """z = inside(v + size steepest(grad)); next iterate = inside(v + 0.75 (z - v) + 0.25 (v - before))."""
 
     def __init__(self, attack: APGD, x: Tensor) -> None:
         self.attack, self.x = attack, x

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -21,11 +21,18 @@ from benchsr.base.errors import InputError, ModelError
 from benchsr.base.inference import eval_mode, full_float32, row_slices
 from benchsr.base.pairs import SCALE, check_pair
 from benchsr.base.rng import Randomised, generators
-from benchsr.metrics.objective import BoundObjective, Objective
-from benchsr.threats.balls import Linf
+from benchsr.metrics.objective import Against, BoundObjective, Objective
+from benchsr.threats.balls import Norm, make_ball
 
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(search variable, gradient of the gain, gain (N,)) -> next search variable."""
+
+REFERENCES: Mapping[Against, Callable[[Tensor, Callable[[], Tensor]], Tensor]] = {
+    "truth": lambda hr, answer: hr,
+    "answer": lambda hr, answer: answer(),
+    "turned": lambda hr, answer: hr.rot90(2, (-2, -1)),
+}
+"""(truth, what asks the model for its clean answer) -> the image that an objective compares with."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,8 @@ class GradientAttack(Attack):  # type: ignore[misc]
     ) -> AttackTrace:
         """Attack and report. `ids` (default "0", "1", ...) and `seed` determine all random draws, image by image.
 
-        `bound` hands in the objective bound to `hr`, to share its features between attacks. Raises InputError for
+        `bound` hands in the objective bound to `hr`, to share its features between attacks, or bound to any other
+        image, as the target of an objective that leads towards it. Raises InputError for
         tensors of wrong shape, type, device or range, and ModelError where the model's output cannot be used.
         """
         check_pair(lr, hr)
@@ -147,10 +155,24 @@ class GradientAttack(Attack):  # type: ignore[misc]
         with eval_mode(self.model), full_float32():
             return AttackTrace.cat(
                 [
-                    self._restarted(lr[rows], bound[rows] if bound else self.objective.bind(hr[rows]), ids[rows], seed)
+                    self._restarted(
+                        lr[rows],
+                        bound[rows] if bound else self._bind(lr[rows], hr[rows], ids[rows], seed),
+                        ids[rows],
+                        seed,
+                    )
                     for rows in row_slices(len(lr), lr.device, batch_size)
                 ]
             )
+
+    def _bind(self, x: Tensor, hr: Tensor, ids: Sequence[str], seed: int) -> BoundObjective:
+        """The objective, bound to the image that it is against."""
+
+        @torch.no_grad()
+        def answer() -> Tensor:
+            return self._sr(x, ids, f"{seed}-reference").detach()
+
+        return self.objective.bind(REFERENCES[self.objective.against](hr, answer))
 
     def last_iterate(self, x: Tensor, bound: BoundObjective, ids: Sequence[str], seed: int) -> Tensor:
         """Where the search ends on images `x` (N, 3, h, w), all at once: what adversarial training takes.
@@ -232,10 +254,11 @@ class GradientAttack(Attack):  # type: ignore[misc]
 
 
 class PGD(GradientAttack):
-    """Projected gradient descent in the L-infinity ball (paper, section 3.1; Madry et al. 2018).
+    """Projected gradient descent (paper, section 3.1; Madry et al. 2018) in the ball of `norm`, L-infinity or l2.
 
-    `eps`, `alpha`: radius and step in [0, 1] units. `random_start` draws the first iterate from U(-eps, eps);
-    `start_scale` below 1 draws it at that fraction of the resolution, nearest-upsampled (Castillo et al. 2021: 1/1.5).
+    `eps`, `alpha`: radius and step in [0, 1] units, in l2 over all elements of an LR image. `random_start` draws the
+    first iterate from U(-eps, eps), in l2 from the sphere; `start_scale` below 1 draws it at that fraction of the
+    resolution, nearest-upsampled (Castillo et al. 2021: 1/1.5).
     """
 
     def __init__(
@@ -249,28 +272,27 @@ class PGD(GradientAttack):
         start_scale: float = 1.0,
         objective: Objective | None = None,
         keep_best: bool = True,
+        norm: Norm = "linf",
     ) -> None:
-        if not 0 <= eps <= 1 or alpha < 0 or not 0 < start_scale <= 1:
-            raise InputError(
-                f"need eps in [0, 1], alpha >= 0, start_scale in (0, 1]; got {eps}, {alpha}, {start_scale}"
-            )
+        if alpha < 0 or not 0 < start_scale <= 1:
+            raise InputError(f"need alpha >= 0, start_scale in (0, 1]; got {alpha}, {start_scale}")
         super().__init__(model, steps=steps, objective=objective, keep_best=keep_best)
-        self.ball = Linf(eps)
+        self.ball = make_ball(norm, eps)
         self.alpha = alpha
         self.random_start = random_start
         self.start_scale = start_scale
 
     def start(self, x: Tensor, gens: Sequence[torch.Generator]) -> Tensor:
-        """`x`, or `x` plus a uniform draw from the ball, inside [0, 1]."""
+        """`x`, or `x` plus a random draw from the ball, inside [0, 1]."""
         if not self.random_start:
             return x
         h, w = x.shape[-2:]
         coarse = x[..., : max(1, round(h * self.start_scale)), : max(1, round(w * self.start_scale))]
         delta = F.interpolate(self.ball.random(coarse, gens), size=(h, w), mode="nearest")
-        return (x + delta).clamp(0, 1)
+        return (x + self.ball.project(delta)).clamp(0, 1)
 
     def stepper(self, x: Tensor, gens: Sequence[torch.Generator]) -> Step:
-        """Ascend by `alpha` along the gradient's sign, then project to the ball and to [0, 1]."""
+        """Ascend by `alpha` along the gradient's sign, in l2 the gradient itself; project to the ball and to [0, 1]."""
         return lambda v, grad, gain: (x + self.ball.project(v + self.alpha * self.ball.steepest(grad) - x)).clamp(0, 1)
 
 

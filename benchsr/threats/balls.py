@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from benchsr.base.errors import InputError
 from benchsr.base.rng import normal_like, uniform_like
+
+Norm = Literal["linf", "l2"]
 
 
 def _column(values: Tensor, x: Tensor) -> Tensor:
@@ -65,3 +69,15 @@ class L2:
 
 
 Ball = Linf | L2
+
+
+def make_ball(norm: Norm, eps: float) -> Ball:
+    """The ball of radius `eps` by the name of its norm; "linf" in pixel units, "l2" over all elements of an image.
+
+    Raises InputError for an unknown norm, a negative or NaN radius, and an L-infinity radius above 1.
+    """
+    if norm not in get_args(Norm):
+        raise InputError(f"unknown norm {norm!r}; use {' or '.join(get_args(Norm))}")
+    if not eps >= 0 or (norm == "linf" and eps > 1):
+        raise InputError(f"need eps >= 0, and at most 1 in linf; got eps={eps}, norm {norm!r}")
+    return Linf(eps) if norm == "linf" else L2(eps)

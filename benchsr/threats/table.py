@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from math import sqrt
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
@@ -17,9 +18,10 @@ from benchsr.base.errors import InputError
 from benchsr.base.pairs import check_pair
 from benchsr.base.registry import Registry
 from benchsr.base.rng import generators
-from benchsr.metrics.objective import BoundObjective, Objective, PerceptualNet
+from benchsr.metrics.objective import LOSSES, BoundObjective, Objective, PerceptualNet
 from benchsr.threats.adaptive import APGD, Square, StrongPGD
 from benchsr.threats.attacks import BIM, CW, FGSM, PGD, AttackResult, GradientAttack
+from benchsr.threats.balls import Ball, make_ball
 from benchsr.threats.corruptions import (
     gaussian_blur,
     gaussian_noise,
@@ -43,8 +45,9 @@ class ThreatSpec:
     """One entry of the table: `make` is a corruption function, an attack class, or None for a paired data set.
 
     `preset` replaces defaults of `make`. Its `median_of` says what an adaptive attack sees of a smoothed model: 0 the
-    base network, 1 single noisy draws, k the median of k new draws. `like`: the threat whose sigma a model takes that
-    has one for each threat.
+    base network, 1 single noisy draws, k the median of k new draws. Its `norm` says in which norm eps is a radius, over
+    the whole LR image, where that is not L-infinity; its `loss` names an entry of `LOSSES` that stands in place of the
+    protocol's objective. `like`: the threat whose sigma a model takes that has one for each threat.
     """
 
     title: str
@@ -60,11 +63,14 @@ class ThreatSpec:
         if self.make is None:
             return {}
         parameters = inspect.signature(self.make).parameters.values()
-        settings = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "objective"}
+        apart = ("objective", "norm")
+        settings = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in apart}
         if self.kind == "attack":
-            objective = Objective()
-            settings |= {"l1_weight": objective.l1_weight, "perceptual_weight": objective.perceptual_weight}
-            settings |= {"perceptual_net": objective.net}
+            objective, fixed = Objective(), "loss" in self.preset
+            if not fixed:
+                settings |= {"l1_weight": objective.l1_weight, "perceptual_weight": objective.perceptual_weight}
+            if not fixed or LOSSES[str(self.preset["loss"])].perceptual_weight:
+                settings |= {"perceptual_net": objective.net}
         return {**settings, **self.preset}
 
 
@@ -119,7 +125,56 @@ ADAPTIVE: dict[str, ThreatSpec] = {
 }
 """Threats that know the model they face, and the random noise that they must beat."""
 
-THREATS: Registry[ThreatSpec] = Registry("threat", {**FIXED, **ADAPTIVE})
+CROP_24 = sqrt(3 * 24 * 24) * 8 / 255
+"""The l2 norm of a change of every element of a 24 x 24 LR image by 8/255: 1.304."""
+
+L2_SWEEP = {f"l2-{eps:g}": eps for eps in (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)}
+"""l2 radii over the whole LR image, from inside the certificates of sigma 0.03 outwards."""
+
+EUCLIDEAN: dict[str, ThreatSpec] = {
+    **{
+        f"{name}-l2": ThreatSpec(
+            f"{make.__name__} in l2 through the median",
+            "attack",
+            make,
+            preset={"eps": CROP_24, "norm": "l2", "median_of": 5},
+            like="pgd",
+        )
+        for name, make in {"pgd": StrongPGD, "apgd": APGD}.items()
+    },
+    **{
+        name: ThreatSpec(
+            f"APGD through the median, l2 norm {eps:g}",
+            "attack",
+            APGD,
+            preset={"eps": eps, "norm": "l2", "steps": 20, "restarts": 1, "median_of": 5},
+            like="pgd",
+        )
+        for name, eps in L2_SWEEP.items()
+    },
+}
+"""Attacks of the kind that smoothing certificates speak of: eps bounds the l2 norm over the whole LR image."""
+
+ENSEMBLE: dict[str, ThreatSpec] = {
+    f"aa-{name}": ThreatSpec(
+        f"AutoAttack-SR: {what}",
+        "attack",
+        make,
+        preset={"eps": 10 / 255, "loss": loss, "median_of": 5},
+        like="pgd",
+    )
+    for name, make, loss, what in (
+        ("l1", APGD, "l1", "APGD on L1"),
+        ("mse", APGD, "mse", "APGD on MSE"),
+        ("perceptual", APGD, "perceptual", "APGD on features"),
+        ("answer", APGD, "answer", "APGD away from the model's clean answer"),
+        ("turned", APGD, "turned", "APGD towards the truth turned upside down"),
+        ("square", Square, "l1", "Square on L1"),
+    )
+}
+"""`autoattack-sr`: these together, with nothing to tune; of each image the worst by each metric counts."""
+
+THREATS: Registry[ThreatSpec] = Registry("threat", {**FIXED, **ADAPTIVE, **EUCLIDEAN, **ENSEMBLE})
 
 
 @dataclass(frozen=True)
@@ -136,12 +191,22 @@ class Threat:
         if self.spec.kind != "attack":
             return None
         s = self.settings
+        if "loss" in s:
+            fixed = LOSSES[str(s["loss"])]
+            return replace(fixed, net=s.get("perceptual_net", fixed.net))  # type: ignore[arg-type]
         return Objective(float(s["l1_weight"]), float(s["perceptual_weight"]), s["perceptual_net"])  # type: ignore[arg-type]
 
     @property
     def median_of(self) -> int:
         """Draws in the median that the attack is shown of a smoothed model; 0: it sees the base network."""
         return int(self.settings.get("median_of", 0))
+
+    @property
+    def ball(self) -> Ball | None:
+        """Where the changed LR image stays around the clean one; None where no eps bounds it."""
+        if "eps" not in self.settings:
+            return None
+        return make_ball(self.settings.get("norm", "linf"), float(self.settings["eps"]))  # type: ignore[arg-type]
 
     @property
     def like(self) -> str:
@@ -152,7 +217,7 @@ class Threat:
         """The torchattacks-style attack on `model`. Raises InputError where this threat is not an attack."""
         if self.spec.kind != "attack" or self.spec.make is None:
             raise InputError(f"threat {self.id!r} is a {self.spec.kind}, not an attack")
-        others = ("l1_weight", "perceptual_weight", "perceptual_net", "median_of")
+        others = ("l1_weight", "perceptual_weight", "perceptual_net", "loss", "median_of")
         own = {k: v for k, v in self.settings.items() if k not in others}
         attack: GradientAttack = self.spec.make(model, objective=self.objective, **own)
         return attack

@@ -93,6 +93,8 @@ CASES: dict[str, tuple[list[Record], str]] = {
         "pgd-eot transfer-stronger",
     ),
     "another attack's transfer does not count": (records({"apgd-transfer": 18.0, "pgd-eot": 18.5}), ""),
+    "nor does the transfer of another loss": (records({"apgd-transfer": 18.0, "aa-mse": 18.5}), ""),
+    "an attack of small l2 norm may change one pixel much": (records({"clean": 30.0, "l2-0.1": 29.0}, linf=0.09), ""),
     "a difference within the margin": (records({"pgd-transfer": 18.0, "pgd-eot": 18.05}), ""),
     "noise as strong": (records({"random": 20.0, "pgd": 20.05}), "pgd random-as-strong"),
     "larger noise may do more": (records({"noise": 20.0, "cw": 25.0}, noise=1.2), ""),

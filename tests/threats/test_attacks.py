@@ -84,6 +84,10 @@ def test_equal_to_torchattacks() -> None:
             torchattacks.PGD(logits, eps=EPS, alpha=3 / 255, steps=4, random_start=False),
             PGD(network, eps=EPS, alpha=3 / 255, steps=4, random_start=False, objective=L1),
         ),
+        (
+            torchattacks.PGDL2(logits, eps=0.5, alpha=0.2, steps=4, random_start=False),
+            PGD(network, eps=0.5, alpha=0.2, steps=4, random_start=False, norm="l2", objective=L1),
+        ),
     ]
     for theirs, ours in pairs:
         torch.testing.assert_close(ours(lr, hr), theirs(lr, label), atol=1e-6, rtol=0)
