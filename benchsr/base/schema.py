@@ -46,20 +46,24 @@ T = TypeVar("T", bound=Table)
 C = TypeVar("C", bound=CardFile)
 
 
-def read_card(schema: type[C], path: Path) -> C:
-    """The card in `path`. Raises CardError, naming file and field, where it does not follow the schema."""
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table in `path`. Raises CardError, naming the file, where it cannot be read, is too large or no TOML."""
     try:
         with path.open("rb") as file:
             text = file.read(MAX_CARD_BYTES + 1)
     except OSError as error:
         raise CardError(f"{path}: cannot be read ({error.strerror})") from error
     if len(text) > MAX_CARD_BYTES:
-        raise CardError(f"{path}: a card may have {MAX_CARD_BYTES} bytes at most")
+        raise CardError(f"{path}: a card or protocol may have {MAX_CARD_BYTES} bytes at most")
     try:
-        table = tomllib.loads(text.decode())
+        return tomllib.loads(text.decode())
     except (ValueError, RecursionError) as error:
         raise CardError(f"{path}: not a TOML file ({error})") from error
-    card = parse(schema, table, str(path))
+
+
+def read_card(schema: type[C], path: Path) -> C:
+    """The card in `path`. Raises CardError, naming file and field, where it does not follow the schema."""
+    card = parse(schema, read_toml(path), str(path))
     if card.id != path.stem:
         raise CardError(f"{path}: id: {card.id!r} must be the file's name without .toml, {path.stem!r}")
     card._folder = path.absolute().parent

@@ -37,6 +37,7 @@ class Comparison:
     a: str
     b: str
     found: Mapping[str, Sequence[Difference]]
+    note: str = ""
 
     def sections(self) -> Iterator[tuple[str, list[list[str]]]]:
         """A title and rows, in the columns of HEADER, for each metric of each model."""
@@ -72,6 +73,7 @@ class Comparison:
                 f"Intervals from fewer than {FEW_IMAGES} images are narrow: at 6 they cover about 86%, at 10 90%."
             )
         reasons = dict.fromkeys(f"{d.threat}: {d.reason}" for d in every if d.reason)
+        lines += [self.note] * bool(self.note)
         return [*lines, *(f"Not compared: {reason}" for reason in reasons)]
 
 
@@ -101,7 +103,8 @@ def compare_named(a: str, b: str, protocol: str, leaderboards: Path) -> Comparis
     folders = [Path(name) for name in (a, b)]
     boards = [folder.is_dir() for folder in folders]
     if all(boards):
-        return Comparison("Two boards", a, b, compare_boards(*map(_records, folders)))
+        sides = [_records(folder) for folder in folders]
+        return Comparison("Two boards", a, b, compare_boards(*sides), _same_keys(*sides))
     if any(boards):
         raise InputError(f"{a} and {b}: name two models, or the folders of two boards, not one of each")
     board = board_folder(protocol, leaderboards)
@@ -112,6 +115,14 @@ def compare_named(a: str, b: str, protocol: str, leaderboards: Path) -> Comparis
     except InputError as error:
         raise InputError(f"{a} and {b} on board {board}: {error}; run both with the same benchsr run") from None
     return Comparison(f"Board {board.name}", a, b, {f"{a} - {b}": found})
+
+
+def _same_keys(a: Sequence[Record], b: Sequence[Record]) -> str:
+    """How many evaluations the two boards made from the same data, weights and settings."""
+    keys = [{(r.model, r.threat, r.image): r.key for r in side if r.status is Status.OK} for side in (a, b)]
+    common = keys[0].keys() & keys[1].keys()
+    same = sum(keys[0][cell] == keys[1][cell] for cell in common)
+    return f"{same} of {len(common)} common evaluations are of the same data, weights and settings (equal keys)."
 
 
 def board_folder(protocol: str, leaderboards: Path) -> Path:

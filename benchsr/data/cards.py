@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import tomllib
 from functools import cached_property
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -18,7 +17,7 @@ from pydantic import Field, StringConstraints, model_validator
 from benchsr.base.errors import CardError
 from benchsr.base.files import cache_dir
 from benchsr.base.registry import Registry
-from benchsr.base.schema import DIGITS, CardFile, FileName, Sha256, Table, Text, parse, read_card
+from benchsr.base.schema import DIGITS, CardFile, FileName, Sha256, Table, Text, parse, read_card, read_toml
 from benchsr.data.images import Boundary
 
 MAX_FILE_BYTES, MAX_ARCHIVE_BYTES, MAX_FILES = 64 << 20, 2 << 30, 2000
@@ -162,8 +161,8 @@ def is_data_card(name: str | Path) -> bool:
     if Path(name).suffix != ".toml":
         return name in DATASETS
     try:
-        return "source" in tomllib.loads(Path(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return "source" in read_toml(Path(name))
+    except CardError:
         return False
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from benchsr.base.errors import BenchsrError, CardError, InputError
+from benchsr.base.errors import BenchsrError, InputError
 from benchsr.base.files import digest
 from benchsr.base.registry import Registry
-from benchsr.base.schema import Id, Table, Text, parse
+from benchsr.base.schema import Id, Table, Text, parse, read_toml
 from benchsr.metrics.objective import PerceptualNet
 from benchsr.metrics.quality import MetricSettings
 from benchsr.threats.table import FIXED, THREATS, Setting, Threat, load_threat
@@ -165,12 +164,7 @@ def protocols() -> Registry[Protocol]:
 
 
 def _read(path: Path) -> Protocol:
-    try:
-        return parse(Protocol, tomllib.loads(path.read_text(encoding="utf-8")), str(path))
-    except OSError as error:
-        raise CardError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CardError(f"{path}: not valid TOML: {error}") from None
+    return parse(Protocol, read_toml(path), str(path))
 
 
 def select_threats(threats: str, protocol: Protocol) -> list[str]:

@@ -68,7 +68,7 @@ def test_exit_code_1_when_an_evaluation_failed(toy: Path, monkeypatch: pytest.Mo
         ("run --dataset absent-folder --models bicubic", "absent-folder"),
         ("list modles", "did you mean 'models'"),
         ("show pdg", "did you mean 'pgd'"),
-        ("fetch set15", "did you mean 'set14'"),
+        ("fetch set15", "did you mean 'set5' or 'set14'?"),
         ("fetch set14 --from photos", "lacks 28 files"),
         ("fetch set14 --from absent", "--from absent: no such folder"),
         ("fetch bicubic --from photos", "bicubic is a model"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +17,7 @@ from benchsr.data.datasets import load_dataset
 from benchsr.data.images import write_image
 from benchsr.defences.smoothing import smooth
 from benchsr.evaluation.protocol import Protocol
-from benchsr.metrics.quality import psnr
+from benchsr.metrics.quality import METRICS, psnr
 from benchsr.models.zoo import load_card
 
 CARD = """# kept
@@ -52,7 +53,7 @@ def fake_lpips(sr: Tensor, hr: Tensor) -> Tensor:
 def test_every_sigma_is_scored_on_the_attacked_image(
     tmp_path: Path, protocol: Protocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchsr.metrics.quality.lpips", fake_lpips)
+    monkeypatch.setitem(METRICS._entries, "lpips", replace(METRICS["lpips"], function=fake_lpips))
     data = held_out(str(folder_of_images(tmp_path / "images")), None, None)
     network = nn.Upsample(scale_factor=4)
     found = try_sigmas(network, data, protocol, ["clean", "fgsm"], sigmas=(0.0, 0.1), n=3)
@@ -84,7 +85,7 @@ class Watched(nn.Module):
 def test_rounding_and_precision_are_the_protocols(
     tmp_path: Path, protocol: Protocol, monkeypatch: pytest.MonkeyPatch, rounded: bool, precision: str
 ) -> None:
-    monkeypatch.setattr("benchsr.metrics.quality.lpips", fake_lpips)
+    monkeypatch.setitem(METRICS._entries, "lpips", replace(METRICS["lpips"], function=fake_lpips))
     fields = {"quantise_lr": rounded, "precision": precision, "metrics": {"quantise_sr": rounded}}
     fields |= {"settings": {"fgsm": {"eps": 0.0123}}}
     chosen = Protocol.model_validate(protocol.model_dump() | fields)

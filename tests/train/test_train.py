@@ -454,7 +454,7 @@ def test_documented_figures_are_those_of_the_cards() -> None:
                     for name in ("variance", "autocorrelation", "spectrum")
                 )
                 rows.append(f"| {card_id} | {source} | {lpips} | {noise} |")
-    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
     documented = [line for line in text.splitlines() if line.startswith(("| compact-", "| re-"))]
     assert sorted(documented) == sorted(rows)
 
