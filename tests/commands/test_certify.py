@@ -26,6 +26,7 @@ def test_report_files(tmp_path: Path) -> None:
     assert "pgd: mean l2 norm 4.5 on LR crops of 8 x 8 pixels, outside" in text
     assert "tiny: mean l2 norm 0.01 on LR crops of 8 x 8 pixels, inside" in text
     assert "exact median" in text
+    assert "covered by bounds made for 0.0839 or more" in text  # the deployed median of 21 draws: 0.839 sigma
     assert (tmp_path / "new" / "certificate.txt").read_text() == text + "\n"
 
 
