@@ -159,7 +159,7 @@ class Ledger:
             self._require_ours()
             known = read_ledger(self.folder) if self.results.exists() else []
             by_key = {record.key: record for record in known if record.status is Status.OK} | dict(done)
-            ours = [replace(by_key.get(r.key, r), model=r.model, threat=r.threat) for r in planned]
+            ours = [replace(by_key.get(r.key, r), model=r.model, threat=r.threat, network=r.network) for r in planned]
             mine, pairs = {identity(r) for r in ours}, {(r.model, r.threat) for r in ours}
             # A model that failed or was unavailable as a whole has one line, without an image.
             earlier = [r for r in known if r.status is Status.OK or (r.model, r.threat) not in pairs]

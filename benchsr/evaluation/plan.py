@@ -170,6 +170,7 @@ def _templates(
             status=max((row.status, column.status), key=list(Status).index),
             reason=row.reason or column.reason,
             seed=protocol.seed,
+            network="" if row.reason else row.network[:12],
         )
         for image in (column.samples.ids[:limit] if column.samples else [""])
         for row in group

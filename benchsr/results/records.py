@@ -32,10 +32,10 @@ class Record:
     """One line of results.csv: one model under one threat on one image. Fields that were not computed are None.
 
     `scores`: metric -> figure, a column each in results.csv. `attack_linf` and `attack_l2` are norms of the change
-    of LR in [0, 1] units; `loss_*` is the attack's objective before and after; `environment` names an entry of
-    environments.json. `key` hashes everything that can change a figure of this row, and comes last so that a line cut
-    short can never be mistaken for a whole one. `seconds_*`, wall-clock seconds per image, differ from run to run: they
-    stand in timings.csv, not in results.csv.
+    of LR in [0, 1] units; `loss_*` is the attack's objective before and after; `network` is the beginning of the key of
+    its weights, `environment` names an entry of environments.json. `key` hashes everything that can change a figure of
+    this row, and comes last so that a line cut short can never be mistaken for a whole one. `seconds_*`, wall-clock
+    seconds per image, differ from run to run: they stand in timings.csv, not in results.csv.
     """
 
     protocol: str
@@ -54,6 +54,7 @@ class Record:
     seconds_sr: float | None = None
     health: str = ""
     seed: int = 0
+    network: str = ""
     environment: str = ""
     key: str = ""
 

@@ -28,7 +28,7 @@ from benchsr.evaluation.options import RunOptions
 from benchsr.evaluation.plan import keys_today, plan, resolve
 from benchsr.evaluation.protocol import load_protocol
 from benchsr.metrics.perceptual import TRUNKS
-from benchsr.models.zoo import find_weights, load_card
+from benchsr.models.zoo import find_weights, load_card, network_key
 from benchsr.results.records import Record, Status
 from benchsr.site import build_site
 from benchsr.threats.table import load_threat
@@ -221,6 +221,7 @@ def test_each_line_names_what_made_it(toy: Path, monkeypatch: pytest.MonkeyPatch
     assert by_threat["noise"] == "99.0"
     assert by_threat["clean"] != "99.0"
     assert len(told) == 2
+    assert set(table.network[table.status == "ok"]) == {network_key(load_card("bicubic"))[:12]}
 
 
 def test_seconds_stand_beside_the_results(toy: Path) -> None:
