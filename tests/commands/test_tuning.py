@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from benchsr.base.errors import InputError
+from benchsr.base.files import sha256_file
 from benchsr.base.inference import to_8bit
 from benchsr.commands.tuning import best_sigmas, held_out, plot, try_sigmas, write_choice
+from benchsr.data.cards import DATASETS, DataCard
 from benchsr.data.datasets import load_dataset
 from benchsr.data.images import write_image
 from benchsr.defences.smoothing import smooth
@@ -108,6 +110,20 @@ def test_evaluation_images_are_refused(tmp_path: Path) -> None:
     source = next(iter(load_dataset("photos").sources.values())).hr
     (folder / source.name).write_bytes(source.read_bytes())
     with pytest.raises(InputError, match=source.name):
+        held_out(str(folder), None, None)
+
+
+def test_images_of_a_manifest_are_refused_whether_its_set_is_here_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of_images(tmp_path / "images")
+    image = sorted(folder.iterdir())[0]
+    (tmp_path / "mine.csv").write_text(f"path,bytes,sha256\nx_HR.png,9,{sha256_file(image)}\n")
+    source = {"kind": "manifest", "manifest": "mine.csv", "url": "https://example.org/{path}"}
+    card = DataCard.model_validate(DATASETS["set5"].model_dump() | {"source": source})
+    card._folder = tmp_path
+    monkeypatch.setitem(DATASETS._entries, "mine", card)
+    with pytest.raises(InputError, match=f"{image.name} is an image that leaderboards are evaluated on"):
         held_out(str(folder), None, None)
 
 
