@@ -26,7 +26,7 @@ def optimality(records: Iterable[Record], threats: Sequence[str]) -> dict[tuple[
         whole = [rows for rows in images.values() if len(rows) == len(set(threats))]
         if not whole:
             continue
-        scores = np.array([[[getattr(rows[t], m) for m in SCORED] for t in threats] for rows in whole], dtype=float)
+        scores = np.array([[[rows[t].scores[m] for m in SCORED] for t in threats] for rows in whole])
         signed = scores * SIGN
         mean = (signed - signed.min(axis=1, keepdims=True)).mean(axis=0)
         for threat, row in zip(threats, mean.tolist(), strict=True):

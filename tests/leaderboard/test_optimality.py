@@ -9,7 +9,7 @@ from benchsr.results.records import Record, Status
 
 
 def record(threat: str, image: str, psnr: float, ssim: float = 0.5, lpips: float = 0.5) -> Record:
-    return Record("p", "d", "m", threat, image, Status.OK, psnr=psnr, ssim=ssim, lpips=lpips)
+    return Record("p", "d", "m", threat, image, Status.OK, scores={"psnr": psnr, "ssim": ssim, "lpips": lpips})
 
 
 def test_optimality_is_the_distance_from_the_worst_of_each_image() -> None:
