@@ -54,7 +54,7 @@ def test_one_of_each_is_seen_in_a_run(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("BENCHSR_CACHE", str(tmp_path / "user-cache"))
     monkeypatch.setattr("benchsr.metrics.quality.lpips_net", FakeLpips)
     (tmp_path / "cat.toml").write_text(
-        'id = "cat"\ntitle = "One cat"\nlicence = "CC0"\npaper = "none"\ncount = 1\n'
+        'id = "cat"\ntitle = "One cat"\nlicence = "CC0"\npaper = "none"\ncount = 1\nscales = [4]\n'
         '[lr]\nkind = "made"\n[source]\nkind = "embedded"\nimages = ["chelsea.png"]\n'
     )
     (tmp_path / "mine.toml").write_text(
