@@ -50,6 +50,15 @@ def scene(network: nn.Module, n: int, side: int, seed: int = 0) -> tuple[Tensor,
     return lr, hr
 
 
+@pytest.fixture(scope="session", autouse=True)
+def drawn_figures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests keep the figures that they draw for each other, away from the user's."""
+    folder = tmp_path_factory.mktemp("figures")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchsr.base.drawing.cache_dir", lambda: folder)
+        yield
+
+
 @pytest.fixture
 def network() -> nn.Module:
     return tiny_rrdb()

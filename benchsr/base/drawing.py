@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchsr.base.files import write_atomic
+from benchsr.base.files import cache_dir, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,6 +37,48 @@ def drawn(figure: Figure, kind: str = "png") -> bytes:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "benchsr"}):
         figure.savefig(buffer, format=kind, dpi=DPI, metadata=_METADATA[kind], transparent=kind == "svg")
     return buffer.getvalue()
+
+
+KEPT = 200_000_000
+"""Bytes of drawn figures that the cache keeps."""
+
+
+@cache
+def _sources() -> str:
+    """A hash of all of the package's code: whatever changes in it may change a figure."""
+    package = Path(__file__).parents[1]
+    hasher = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        hasher.update(path.read_bytes())
+    return hasher.hexdigest()
+
+
+def _draw(plot: Callable[..., Figure | None], inputs: tuple[object, ...], kind: str, made_by: str) -> bytes:
+    figure = plot(*inputs)
+    return drawn(figure, kind) if figure else b""
+
+
+def drawn_once(plot: Callable[..., Figure | None], *inputs: object, kind: str = "png") -> bytes:
+    """`drawn(plot(*inputs), kind)`, from the cache where the same code has drawn the same inputs before.
+
+    Empty where `plot` returns None. `plot` must be a function of a module. Without a cache folder it just draws.
+    """
+    import matplotlib as mpl
+    from joblib import Memory
+
+    folder = cache_dir() / "drawn"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        memory = Memory(folder, verbose=0)
+        remembered = memory.cache(_draw)
+        arguments = (plot, inputs, kind, f"{_sources()} {mpl.__version__}")
+        known = remembered.check_call_in_cache(*arguments)
+        content: bytes = remembered(*arguments)
+        if not known:
+            memory.reduce_size(bytes_limit=KEPT)
+    except OSError:
+        return _draw(plot, inputs, kind, "")
+    return content
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -89,6 +89,13 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
         raise InputError(f"cannot write {path}: {error.strerror}; make room, or choose another folder") from error
 
 
+def write_changed(path: Path, content: bytes | str) -> None:
+    """`write_atomic`, unless the file holds just that."""
+    whole = content.encode() if isinstance(content, str) else content
+    if not path.is_file() or path.read_bytes() != whole:
+        write_atomic(path, whole)
+
+
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
     """Keep other processes from changing `target` at the same time, by a lock file beside it."""

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import rankdata
 
-from benchsr.base.drawing import COLOURS, GREY, GRID, MARKERS
+from benchsr.base.drawing import COLOURS, GREY, GRID, MARKERS, drawn_once
 from benchsr.leaderboard.compare import LEVEL, POWER, Difference
 from benchsr.leaderboard.scores import NOT_RUN, SCORED, SIGN, Cell, Floats, Grid, average, interval
 from benchsr.leaderboard.tables import AVERAGE, FAMILIES, LAYOUTS, CardInfo, LeaderboardInfo, Table, family_cards
@@ -270,17 +270,20 @@ PLOTS = {
 
 
 def all_plots(
-    tables: Mapping[str, Table], grid: Grid, protocol: LeaderboardInfo, cards: Mapping[str, CardInfo]
-) -> Iterator[tuple[str, Figure]]:
-    """Every plot of the leaderboard with its name: one for each table, and those of PLOTS for each family."""
+    tables: Mapping[str, Table], grid: Grid, protocol: LeaderboardInfo, cards: Mapping[str, CardInfo], kind: str = "png"
+) -> Iterator[tuple[str, bytes]]:
+    """Every plot of the leaderboard, drawn as `kind`, with its name: one for each table, and those of PLOTS for each
+    family.
+    """
     for name, table in tables.items():
-        yield name, plot_table(table, protocol)
+        yield name, drawn_once(plot_table, table, protocol, kind=kind)
     for family, (suffix, _) in FAMILIES.items():
         members = family_cards(family, grid, cards)
+        ours = {pair: cell for pair, cell in grid.items() if pair[0] in {card.id for card in members}}
         for name, plot in PLOTS.items():
-            figure = plot(family, members, grid, protocol) if members else None
-            if figure:
-                yield name + suffix, figure
+            content = drawn_once(plot, family, members, ours, protocol, kind=kind) if members else b""
+            if content:
+                yield name + suffix, content
 
 
 def plot_differences(title: str, a: str, b: str, differences: Sequence[Difference]) -> Figure:

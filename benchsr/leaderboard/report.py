@@ -17,9 +17,8 @@ from rich.console import RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from benchsr.base.drawing import drawn
 from benchsr.base.errors import InputError
-from benchsr.base.files import write_atomic
+from benchsr.base.files import write_changed
 from benchsr.base.text import markdown_table, templates
 from benchsr.leaderboard.contrasts import Contrast, Help, contrasts, helps
 from benchsr.leaderboard.flags import FLAGS, flags
@@ -196,7 +195,7 @@ def write_leaderboard(
     for name, table in board.tables.items():
         files[f"{name}.csv"] = _csv(frame(table))
         files[f"{name}.md"] = table_page(table, protocol)
-    figures = {f"{name}.png": drawn(figure) for name, figure in all_plots(board.tables, board.grid, protocol, cards)}
+    figures = {f"{name}.png": content for name, content in all_plots(board.tables, board.grid, protocol, cards)}
     files |= figures
     files["paper-comparison.csv"] = _csv(board.beside_paper)
     files["claims.csv"] = _csv(claims_frame(board.judgements))
@@ -206,7 +205,7 @@ def write_leaderboard(
     for stale in {f"{stem}.{kind}" for stem in stems for kind in ("csv", "md", "png")} - set(files):
         (folder / stale).unlink(missing_ok=True)
     for name, content in files.items():
-        write_atomic(folder / name, content)
+        write_changed(folder / name, content)
 
 
 def read_leaderboard(folder: Path, cards: Mapping[str, CardInfo]) -> Leaderboard:

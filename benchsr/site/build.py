@@ -15,9 +15,9 @@ import numpy as np
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
-from benchsr.base.drawing import save
+from benchsr.base.drawing import drawn_once
 from benchsr.base.errors import InputError
-from benchsr.base.files import write_atomic
+from benchsr.base.files import write_atomic, write_changed
 from benchsr.base.text import templates
 from benchsr.evaluation.ledger import stored_protocol
 from benchsr.leaderboard import Leaderboard, read_leaderboard
@@ -244,9 +244,9 @@ def _describe(value: object) -> str:
 
 def _write_plots(board: Leaderboard, out: Path) -> Iterator[tuple[str, str]]:
     """Write the leaderboard's plots as SVG; yields (family, path from the page)."""
-    for name, figure in all_plots(board.tables, board.grid, board.protocol, board.cards):
+    for name, content in all_plots(board.tables, board.grid, board.protocol, board.cards, "svg"):
         path = f"plots/{board.protocol.id}/{name}.svg"
-        save(figure, out / path)
+        write_changed(out / path, content)
         yield ("compact" if name.endswith(FAMILIES["compact"][0]) else "paper"), path
 
 
@@ -255,7 +255,7 @@ def _write_curves(model: str, sheets: Sequence[Sheet], out: Path) -> Iterator[tu
         cells = {row.card.id: [sheet.board.grid.get((row.card.id, t), NOT_RUN) for t in CURVE] for row in sheet.rows}
         if model in cells and sum(cell.ok for cell in cells[model]) > 1:
             path = f"plots/{sheet.board.protocol.id}/curve-{sheet.family}-{model}.svg"
-            save(plot_curves(model, cells), out / path)
+            write_changed(out / path, drawn_once(plot_curves, model, cells, kind="svg"))
             yield sheet, path
 
 

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from benchsr.base.drawing import DPI, drawn, save
+from benchsr.base.drawing import DPI, drawn, drawn_once, save
 
 
 def line() -> Figure:
@@ -28,3 +28,37 @@ def test_equal_figures_are_equal_bytes(kind: str, tmp_path: Path) -> None:
 def test_resolution(tmp_path: Path) -> None:
     save(line(), tmp_path / "figure.png")
     assert Image.open(tmp_path / "figure.png").size == (2 * DPI, DPI)
+
+
+def diagonal(end: float) -> Figure | None:
+    if end < 0:
+        return None
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().plot([0, 1], [0, end])
+    return figure
+
+
+def test_a_figure_is_drawn_once_for_the_same_inputs_and_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchsr.base.drawing.cache_dir", lambda: tmp_path)
+    calls: list[str] = []
+
+    def counted(figure: Figure, kind: str = "png") -> bytes:
+        calls.append(kind)
+        return drawn(figure, kind)
+
+    monkeypatch.setattr("benchsr.base.drawing.drawn", counted)
+    first = drawn_once(diagonal, 1.0)
+    assert first == drawn_once(diagonal, 1.0) == drawn(diagonal(1.0) or line())
+    assert calls == ["png"]
+    assert drawn_once(diagonal, 2.0) != first
+    assert drawn_once(diagonal, 1.0, kind="svg").startswith(b"<?xml")
+    assert drawn_once(diagonal, -1.0) == b""
+    monkeypatch.setattr("benchsr.base.drawing._sources", lambda: "other code")
+    assert drawn_once(diagonal, 1.0) == first
+    assert calls == ["png", "png", "svg", "png"]
+
+
+def test_without_a_cache_folder_a_figure_is_just_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr("benchsr.base.drawing.cache_dir", lambda: tmp_path / "file")
+    assert drawn_once(diagonal, 1.0) == drawn(diagonal(1.0) or line())

@@ -438,16 +438,19 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     (folder / "curves-compact.md").write_text("of an earlier run")
     write_results(folder / "results.csv", records)
     with pytest.MonkeyPatch.context() as patch:
-        calls = {function.__name__: _counted(patch, function) for function in (drawn, make_grid)}
+        patch.setattr("benchsr.base.drawing.cache_dir", lambda: folder.parent / "none drawn yet")
+        calls = {
+            "drawn": _counted(patch, drawn, "benchsr.base.drawing"),
+            "make_grid": _counted(patch, make_grid, "benchsr.leaderboard.report"),
+        }
         write_leaderboard(folder, records, protocol=info, cards=known)
     return Written(Leaderboard(info, known, records), folder, {name: next(count) for name, count in calls.items()})
 
 
-def _counted(patch: pytest.MonkeyPatch, function: Callable[..., object]) -> Iterator[int]:
-    """Count the calls of a function by the report from now on."""
+def _counted(patch: pytest.MonkeyPatch, function: Callable[..., object], module: str) -> Iterator[int]:
+    """Count the calls of a function by a module from now on."""
     count = itertools.count()
-    where = f"benchsr.leaderboard.report.{function.__name__}"
-    patch.setattr(where, lambda *args: (next(count), function(*args))[1])
+    patch.setattr(f"{module}.{function.__name__}", lambda *args: (next(count), function(*args))[1])
     return count
 
 
