@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from benchsr.base.errors import InputError
+from benchsr.base.errors import InputError, ModelError
 
 
 @contextlib.contextmanager
@@ -112,6 +112,21 @@ def to_8bit(images: Tensor) -> Tensor:
 def to_bytes(images: Tensor) -> Tensor:
     """`images` in [0, 1] (values beyond are clamped) as uint8: the levels of `to_8bit`."""
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+REPEATED = 1e-4
+"""Largest difference of two answers to one input that rounding may make, in [0, 1] pixel units."""
+
+
+def require_repeated(who: str, answer: Tensor, again: Tensor) -> None:
+    """Raise ModelError where two answers to one input differ by more than rounding: randomness that nobody declared."""
+    apart = float((answer - again).abs().max())
+    if not apart <= REPEATED:
+        raise ModelError(
+            f"{who} gave one input two answers, {apart:.3g} apart: if it is random by design, declare it by "
+            "benchsr.Seeded(network), which fixes the draws of torch's generator for each image; a defence must be a "
+            "benchsr.base.rng.Randomised network"
+        )
 
 
 def pick_device(name: str, *, has_cuda: bool | None = None) -> torch.device:

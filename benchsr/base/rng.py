@@ -40,3 +40,31 @@ class Randomised(nn.Module):
 
     Equal ids and purposes draw equal noise, so whoever attacks such a model names a new purpose for every step.
     """
+
+
+class Seeded(Randomised):
+    """A network that is random by design, made repeatable: what torch draws depends on image and purpose alone.
+
+    Images go through `network` one by one, each after torch's generator was seeded from `seed`, its id and the purpose;
+    the caller's generator stays as it was. What draws from elsewhere (numpy, Python) stays random, and is refused.
+    """
+
+    def __init__(self, network: nn.Module, seed: int = 0) -> None:
+        super().__init__()
+        self.network = network
+        self.seed = seed
+        self.train(network.training)
+
+    def extra_repr(self) -> str:
+        """The seed, which is part of what the network is."""
+        return f"seed={self.seed}"
+
+    def forward(self, x: Tensor, ids: Sequence[str] | None = None, purpose: str = "evaluation-0") -> Tensor:
+        """SR of `x` (N, 3, h, w)."""
+        ids = [str(i) for i in range(len(x))] if ids is None else ids
+        answers = []
+        for image, sample_id in zip(x, ids, strict=True):
+            with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+                torch.manual_seed(generator(self.seed, sample_id, purpose).initial_seed())
+                answers.append(self.network(image[None]))
+        return torch.cat(answers)

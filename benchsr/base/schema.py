@@ -35,11 +35,12 @@ class CardFile(Table):
     id: Id
     title: Text
     _folder: Path = PrivateAttr(default=Path())
+    _name: str = PrivateAttr(default="")
 
     @property
     def file(self) -> Path:
-        """The file that the card was read from."""
-        return self._folder / f"{self.id}.toml"
+        """The file that the card was read from or made for."""
+        return self._folder / (self._name or f"{self.id}.toml")
 
 
 T = TypeVar("T", bound=Table)
@@ -66,7 +67,7 @@ def read_card(schema: type[C], path: Path) -> C:
     card = parse(schema, read_toml(path), str(path))
     if card.id != path.stem:
         raise CardError(f"{path}: id: {card.id!r} must be the file's name without .toml, {path.stem!r}")
-    card._folder = path.absolute().parent
+    card._folder, card._name = path.absolute().parent, path.name
     return card
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -13,6 +13,9 @@ from rich.table import Table
 from benchsr.base.errors import InputError
 from benchsr.base.registry import Registry
 from benchsr.cli.options import out
+
+if TYPE_CHECKING:
+    from benchsr.models.cards import Card
 
 Rows = Iterator[tuple[str, ...]]
 
@@ -69,15 +72,17 @@ def show(entry: Annotated[str, typer.Argument(metavar="ID", help="A model, threa
     from benchsr.data.cards import DATASETS, is_data_card, load_data_card
     from benchsr.data.fetching import state
     from benchsr.evaluation.protocol import protocols
-    from benchsr.models.zoo import availability, load_card, zoo
+    from benchsr.models.zoo import FACTORY, WEIGHTS, availability, load_card, zoo
     from benchsr.threats.table import THREATS
 
     if is_data_card(entry):
         dataset = load_data_card(entry)
         out.print({"data set": dataset.model_dump(exclude_none=True), "files": state(dataset)[1]})
-    elif entry.endswith(".toml") or entry in zoo():
+    elif entry.endswith((".toml", *WEIGHTS)) or FACTORY.fullmatch(entry) or entry in zoo():
         card = load_card(entry)
         out.print({"model": card.model_dump(exclude_none=True), "weights": availability(card)[1]})
+        if entry.endswith(tuple(WEIGHTS)):
+            out.print(_recognised(card))
     elif entry in THREATS:
         spec = THREATS[entry]
         out.print({"threat": entry, "title": spec.title, "kind": spec.kind, "settings": spec.defaults})
@@ -90,6 +95,14 @@ def show(entry: Annotated[str, typer.Argument(metavar="ID", help="A model, threa
     else:
         known = [*zoo(), *THREATS, *DATASETS, *protocols()]
         Registry("entry", dict.fromkeys(known))[entry]
+
+
+def _recognised(card: Card) -> dict[str, object]:
+    """What network a weights file holds."""
+    from benchsr.models.network import load_network
+
+    network = load_network(card)
+    return {"architecture": type(network).__name__, "parameters": sum(p.numel() for p in network.parameters())}
 
 
 def fetch(

@@ -68,6 +68,10 @@ def run(
         float | None, typer.Option(help="Seconds for one cell; then its worker is killed and its row fails.")
     ] = None,
     ray_address: Annotated[str | None, typer.Option(help="Of a Ray cluster. Default: Ray on this machine.")] = None,
+    trust_code: Annotated[
+        bool,
+        typer.Option("--trust-code", help="Run package.module:factory in --models: that code has all your rights."),
+    ] = False,
 ) -> None:
     """Evaluate models under threats and write the leaderboard: tables, plots, report.
 
@@ -93,6 +97,7 @@ def run(
         cell_timeout=cell_timeout,
         ray_address=ray_address,
         console=out,
+        trust_code=trust_code,
     )
     outcome = evaluate(models, threats, protocol, options)
     _tell(outcome)
@@ -210,6 +215,8 @@ COMMANDS: dict[str, tuple[Callable[..., None], *tuple[str, ...]]] = {
         run,
         "benchsr run --models all --threats all",
         "benchsr run --models impressionism-ntire,my-model.toml --threats clean,noise,pgd --limit 2",
+        "benchsr run --models my-weights.safetensors,mine=net.pth --threats clean,pgd",
+        "benchsr run --models mine=package.module:factory --trust-code",
         "benchsr run --protocol paper --device cuda --precision bf16",
         "benchsr run --dataset photos/ --out my-boards",
         "benchsr run --workers 4 --cell-timeout 600",

@@ -14,7 +14,13 @@ from benchsr.base.errors import InputError
 out = Console()
 err = Console(stderr=True)
 
-Models = Annotated[str, typer.Option(help="'all', or ids and card files (my-model.toml) separated by commas.")]
+Models = Annotated[
+    str,
+    typer.Option(
+        help="'all', or ids, cards (my-model.toml) and weights (net.safetensors, .pth) separated by commas; "
+        "ID=MODEL names the row."
+    ),
+]
 Threats = Annotated[str, typer.Option(help="'all', or ids separated by commas.")]
 ProtocolName = Annotated[str, typer.Option(help="Protocol id, or the path of a protocol file (.toml).")]
 DatasetName = Annotated[

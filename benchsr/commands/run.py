@@ -17,7 +17,7 @@ from benchsr.base.files import cache_dir
 from benchsr.commands.report import about_leaderboard
 from benchsr.data.datasets import load_dataset
 from benchsr.evaluation.cache import AttackCache
-from benchsr.evaluation.executors import Executor
+from benchsr.evaluation.executors import Executor, InProcess
 from benchsr.evaluation.ledger import Ledger, environment, identity
 from benchsr.evaluation.options import RunOptions
 from benchsr.evaluation.plan import Cell, keys_today, plan, resolve
@@ -25,7 +25,8 @@ from benchsr.evaluation.protocol import Protocol, load_protocol, select_threats
 from benchsr.evaluation.worker import Worker, slowest_first
 from benchsr.leaderboard import write_leaderboard
 from benchsr.models.cards import Card
-from benchsr.models.zoo import availability, select_cards, zoo
+from benchsr.models.live import Model, require_picklable, select
+from benchsr.models.zoo import availability, zoo
 from benchsr.results.records import Record, Status, flat
 
 
@@ -46,7 +47,7 @@ class Outcome:
 
 
 def evaluate(
-    models: str = "all",
+    models: str | Mapping[str, Model] = "all",
     threats: str = "all",
     protocol: str | Path | Protocol = "quick",
     options: RunOptions = RunOptions(),  # noqa: B008  # frozen
@@ -59,8 +60,10 @@ def evaluate(
         precision=options.precision,
         perceptual_net=options.perceptual_net,
     )
-    threat_ids, cards = select_threats(threats, chosen), select_cards(models)
+    threat_ids, cards = select_threats(threats, chosen), select(models, options.trust_code)
     executor = options.load_executor()
+    if not isinstance(executor, InProcess):
+        require_picklable(cards)
     data = load_dataset(chosen.dataset, crop=chosen.crop).first(chosen.images)
     with console.status("Looking for weights"):
         rows = resolve(cards)
@@ -134,7 +137,7 @@ def _compute(
 
 
 def run(
-    models: str = "all",
+    models: str | Mapping[str, Model] = "all",
     threats: str = "all",
     protocol: str | Path | Protocol = "quick",
     *,
@@ -153,15 +156,19 @@ def run(
     cell_timeout: float | None = None,
     ray_address: str | None = None,
     console: Console | None = None,
+    trust_code: bool = False,
 ) -> pd.DataFrame:
     """Run the benchmark and return this run's lines of results.csv, one for each model x threat x image.
 
-    `models` and `threats`: "all" or comma-separated ids (models: also paths of card files). `protocol`: an id or the
-    path of a protocol file. `dataset`: another data set or folder; `limit`: first images only; `out`: the folder that
-    gets <protocol>/results.csv and the rest; `cache`: folder or fsspec address of attacked images; `device`: "auto",
-    "cpu", "cuda"; `precision`: "fp32", "bf16"; `memory_budget`: GB for attacks, of each worker (default: most of what
-    is free); `perceptual_net`: "vgg16", "vgg19"; `executor`: "local", "ray", or an Executor; `workers`, `cell_timeout`
-    and `ray_address`: see `benchsr.evaluation.executors.load_executor`; `console`: a rich Console to show progress on.
+    `models` and `threats`: "all" or comma-separated ids. Models may also be paths of cards (.toml) or weights files
+    (.safetensors, .pth), each as [ID=]MODEL; or a mapping from ids to any of these or to live networks, as in
+    {"mine": net, "bicubic": "bicubic"} (see `benchsr.models.live.live`). `trust_code`: package.module:factory is a
+    model too, and its code is run. `protocol`: an id or the path of a protocol file. `dataset`: another data set or
+    folder; `limit`: first images only; `out`: the folder that gets <protocol>/results.csv and the rest; `cache`: folder
+    or fsspec address of attacked images; `device`: "auto", "cpu", "cuda"; `precision`: "fp32", "bf16";
+    `memory_budget`: GB for attacks, of each worker (default: most of what is free); `perceptual_net`: "vgg16",
+    "vgg19"; `executor`: "local", "ray", or an Executor; `workers`, `cell_timeout` and `ray_address`: see
+    `benchsr.evaluation.executors.load_executor`; `console`: a rich Console to show progress on.
     Raises BenchsrError for unusable arguments; what goes wrong with one evaluation becomes the reason of its line.
     """
     given = {name: value for name, value in locals().items() if name in RunOptions.__dataclass_fields__}

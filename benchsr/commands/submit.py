@@ -66,6 +66,8 @@ def submit(
     Raises CardError, UnavailableError or IntegrityError where card or weights cannot be used; what goes wrong with an
     evaluation is told in the text.
     """
+    if card_file.suffix != ".toml":
+        raise CardError(f"{card_file}: a pull request brings a card (.toml); CONTRIBUTING.md shows how to write one")
     card = load_card(card_file)
     if card.id in zoo() and card_file.resolve().parent != zoo_dir().resolve():
         raise CardError(f"{card_file}: id: {card.id!r} is taken by a card of the zoo; choose another one")

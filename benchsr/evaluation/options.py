@@ -30,6 +30,7 @@ class RunOptions:
     cell_timeout: float | None = None
     ray_address: str | None = None
     console: Console | None = None
+    trust_code: bool = False
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:

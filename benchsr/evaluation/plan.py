@@ -192,7 +192,9 @@ def _cell(
     if threat.objective:
         cause |= {"network": network, "precision": protocol.precision, "smoothing": seen, "device": device}
         cause |= {"perceptual": _perceptual_key(threat)}
-    if threat.median_of and not seen:  # a model without noise looks the same from everywhere
+    if (
+        threat.median_of and not seen and not group[0].card.random
+    ):  # a model without noise looks the same from everywhere
         cause["settings"] |= {"median_of": 0, "draws": 1}
     if threat.objective and threat.spec.make:  # attacks of equal settings are one attack, whatever they are called
         cause["threat"] = threat.spec.make.__name__

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchsr.base.errors import BenchsrError, ModelError
-from benchsr.base.inference import Autocast, Stopwatch, checkpoint_blocks, full_float32, to_8bit
+from benchsr.base.inference import Autocast, Stopwatch, checkpoint_blocks, full_float32, require_repeated, to_8bit
 from benchsr.base.pairs import Sample
 from benchsr.base.rng import Randomised
 from benchsr.defences.smoothing import Smoothed
@@ -21,7 +21,7 @@ from benchsr.evaluation.plan import Cell
 from benchsr.evaluation.protocol import Protocol
 from benchsr.metrics.objective import BoundObjective, Objective
 from benchsr.metrics.quality import score
-from benchsr.models.cards import deployment
+from benchsr.models.cards import Deployment, deployment
 from benchsr.models.network import load_network, network_bytes
 from benchsr.models.zoo import network_key
 from benchsr.results.records import Record, Status
@@ -131,6 +131,7 @@ class Worker:
         self._features: dict[tuple[str, str], Tensor] = {}
         self._features_room: float | None = None
         self._bytes_per_pixel: dict[tuple[str, Objective], float] = {}
+        self._repeated: set[tuple[str, Deployment | None]] = set()
 
     def run(self, cell: Cell) -> Iterator[Record]:
         """Compute the records of `cell`, and yield each as it is done; what goes wrong becomes its reason."""
@@ -261,17 +262,27 @@ class Worker:
         """What a model makes of an attacked image, (k, 3, 4h, 4w) in [0, 1] for k evaluations, and seconds for each."""
         sample, x = attacked.sample, attacked.lr[None].to(self.device)
         model = self._model(cell, model_id, x)
+
+        def answer(k: int) -> Tensor:
+            sr: Tensor = model(x, [sample.id], f"evaluation-{k}") if isinstance(model, Randomised) else model(x)
+            return sr
+
         with torch.no_grad(), full_float32(), Stopwatch(self.device) as watch:
-            if isinstance(model, Randomised):
-                answers = [model(x, [sample.id], f"evaluation-{k}") for k in range(self.protocol.evaluations)]
-            else:
-                answers = [model(x)]
+            answers = [answer(k) for k in range(self.protocol.evaluations if isinstance(model, Randomised) else 1)]
         expected = (1, *sample.hr.shape)
         if answers[0].shape != expected:
             raise ModelError(f"the model turned {tuple(x.shape)} into {tuple(answers[0].shape)}, not {expected}")
         sr = torch.cat(answers).float()
         if not bool(torch.isfinite(sr).all()):
             raise ModelError("the model returned NaN or infinite values")
+        deployed = (
+            network_key(cell.network_card),
+            deployment(cell.models[model_id], self.protocol.threat(cell.threat).like),
+        )
+        if model is not self._load(cell) and not isinstance(model, Smoothed) and deployed not in self._repeated:
+            with torch.no_grad(), full_float32():
+                require_repeated("the defended model", answers[0], answer(0))
+            self._repeated.add(deployed)
         return sr.clamp(0, 1), watch.seconds / len(answers)
 
     def _score(self, cell: Cell, template: Record, attacked: Attacked) -> Answer:

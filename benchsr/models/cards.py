@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, PrivateAttr, StringConstraints, model_validator
 
 from benchsr.base.downloads import package_file, package_path, url_file, url_path
 from benchsr.base.errors import IntegrityError, UnavailableError
 from benchsr.base.files import cache_dir, require_sha256, shown
 from benchsr.base.schema import DIGITS, CardFile, FileName, Id, Sha256, Table, Text
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MAX_WEIGHT_BYTES = 1 << 30
 
@@ -240,6 +243,42 @@ class Card(CardFile):
         if self.smoothing and self.defence:
             raise ValueError("a card is deployed with [smoothing] or with another [defence], not with both")
         return self
+
+    @property
+    def random(self) -> bool:
+        """Whether the network itself draws noise, with nothing around it."""
+        return False
+
+
+UNSTATED: dict[str, Any] = {
+    "family": "paper",
+    "licence": "not stated",
+    "paper": "not stated",
+    "training_data": "not stated",
+    "fine_tuning_data": "not stated",
+    "caveats": ("Has no card: nothing is known of it but its weights.",),
+}
+"""The fields of a card that nobody wrote."""
+
+
+class Live(Card):
+    """A row for a network that the caller's own code made. It lives in memory alone: no file can describe one.
+
+    `_network` is the caller's, and stays as it is; `_key` tells it from others.
+    """
+
+    _network: nn.Module = PrivateAttr()
+    _key: str = PrivateAttr()
+    _random: bool = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Live:
+        return self
+
+    @property
+    def random(self) -> bool:
+        """Whether the network is a `Randomised` one."""
+        return self._random
 
 
 class Deployment(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import re
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from benchsr.base.files import shown
 from benchsr.base.inference import freeze
 from benchsr.base.pairs import SCALE
 from benchsr.models.adapters import merge_adapter
-from benchsr.models.cards import MAX_WEIGHT_BYTES, Card
+from benchsr.models.cards import MAX_WEIGHT_BYTES, Card, Live
 from benchsr.models.ncnn import read_ncnn
 from benchsr.models.zoo import Found, find_weights, load_card, root_card
 
@@ -31,6 +32,8 @@ def network_bytes(card: Card) -> int:
     Raises as `network_key` does.
     """
     root = root_card(card)
+    if isinstance(root, Live):
+        return sum(value.nbytes for value in root._network.state_dict().values() if isinstance(value, Tensor))
     if not root.weights:
         return 0
     found = find_weights(root.weights, root._folder)
@@ -141,6 +144,14 @@ def _check_output(network: nn.Module, inputs: tuple[Tensor, ...], output: Any) -
         )
 
 
+def _copied(card: Live) -> nn.Module:
+    """A copy of the caller's network, which stays as it is, with whatever it is hooked to."""
+    try:
+        return copy.deepcopy(card._network)
+    except Exception as error:  # whatever its own code raises
+        raise ModelError(f"{card.id}: the network cannot be copied ({type(error).__name__}: {error})") from error
+
+
 def load_network(card: Card | str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """The network f of a card or id, without smoothing: eval mode, fixed float32 weights.
 
@@ -150,6 +161,8 @@ def load_network(card: Card | str | Path, device: str | torch.device = "cpu") ->
     """
     root = root_card(card if isinstance(card, Card) else load_card(card))
     network: nn.Module = Bicubic()
+    if isinstance(root, Live):
+        network = _copied(root)
     if root.weights:
         found = find_weights(root.weights, root._folder)
         if found.base:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchsr.base.errors import CardError, UnavailableError
-from benchsr.base.files import require_sha256
+from benchsr.base.errors import CardError, InputError, UnavailableError
+from benchsr.base.files import require_sha256, sha256_file
 from benchsr.base.registry import Registry
 from benchsr.base.schema import read_card
-from benchsr.models.cards import AdapterSource, Card
+from benchsr.models.cards import UNSTATED, AdapterSource, Card, FileSource, Live
 
 PAPER_ROWS = (
     "bicubic",
@@ -51,12 +53,68 @@ def zoo(*extra_dirs: str | Path) -> Registry[Card]:
     return registry
 
 
-def load_card(card: str | Path) -> Card:
-    """A card of the zoo by its id, or a card of one's own by its path (ending in .toml).
+WEIGHTS = {".safetensors": "safetensors", ".pth": "pth", ".pt": "pth"}
+"""Suffixes of weights files that need no card, and their formats."""
 
-    Raises UnknownIdError, suggesting the nearest ids, or CardError, naming file and field.
+FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+"""How code that makes a network is named: package.module:factory."""
+
+_NAMED = re.compile(r"(?:([a-z0-9][a-z0-9.-]{0,63})=)?(.+)", re.DOTALL)
+
+
+def named(model: str | Path) -> tuple[str, str]:
+    """The id ("" where none is given) and the rest of `[ID=]MODEL`, the way to say which row a model gets."""
+    found = _NAMED.fullmatch(str(model))
+    return (found[1] or "", found[2]) if found else ("", str(model))
+
+
+def load_card(card: str | Path) -> Card:
+    """A card of the zoo by its id, a card of one's own by its path (.toml), or one made for a file of WEIGHTS.
+
+    `ID=` before it gives the row another id. Raises UnknownIdError, suggesting the nearest ids, CardError, naming file
+    and field, or InputError, for a file that is not there, an id that is taken, and for code.
     """
-    return read_card(Card, Path(card)) if Path(card).suffix == ".toml" else zoo()[str(card)]
+    new, what = named(card)
+    path = Path(what)
+    if FACTORY.fullmatch(what):
+        raise InputError(
+            f"{what} names Python code that makes a network; only benchsr run, told --trust-code (in Python "
+            "trust_code=True), runs such code, with all your rights"
+        )
+    if path.suffix in WEIGHTS:
+        return _weights_card(path, new)
+    found = read_card(Card, path) if path.suffix == ".toml" else zoo()[what]
+    return renamed(found, new) if new else found
+
+
+def renamed(card: Card, new: str) -> Card:
+    """`card` as the row `new`. Raises InputError where a card of the zoo has that id."""
+    if new == card.id:
+        return card
+    require_free(new)
+    return card.model_copy(update={"id": new, "title": f"{new}: {card.title}"})
+
+
+def require_free(row: str) -> None:
+    """Raise InputError where a card of the zoo has the id `row`."""
+    if row in zoo():
+        raise InputError(f"the id {row!r} is a model of the zoo; choose another one (ID=MODEL)")
+
+
+def _weights_card(path: Path, new: str) -> Card:
+    """A card for a weights file that has none: its id is `new`, or made of the file's name."""
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file")
+    stem = re.sub(r"[^a-z0-9.-]+", "-", path.stem.lower()).strip(".-")
+    row = new or stem[:64] or "model"
+    require_free(row)
+    # Not validated: the file stands where its user named it, and no card says a path.
+    source = FileSource.model_construct(
+        kind="file", path=path.name, format=WEIGHTS[path.suffix], sha256=sha256_file(path)
+    )
+    card = Card(id=row, title=path.name, weights=(source,), **UNSTATED)
+    card._folder, card._name = path.absolute().parent, path.name
+    return card
 
 
 def base_card(name: str, folder: Path, asker: str) -> Card:
@@ -124,6 +182,8 @@ def network_key(card: Card) -> str:
     IntegrityError.
     """
     root = root_card(card)
+    if isinstance(root, Live):
+        return root._key
     key = find_weights(root.weights, root._folder).key if root.weights else root.architecture
     return hashlib.sha256(key.encode()).hexdigest()
 
@@ -142,9 +202,9 @@ def availability(card: Card) -> tuple[bool, str]:
     return next((state for state in states if state[0]), states[0])
 
 
-def select_cards(models: str) -> list[Card]:
-    """Cards for "all" or for a comma-separated list of ids and paths of card files."""
+def select_cards(models: str, load: Callable[[str], Card] = load_card) -> list[Card]:
+    """Cards for "all", or those that `load` gives for a comma-separated list."""
     names = [name.strip() for name in models.split(",") if name.strip()]
     if models.strip() == "all" or not names:
         return [zoo()[name] for name in zoo().select(models)]
-    return [load_card(name) for name in dict.fromkeys(names)]
+    return [load(name) for name in dict.fromkeys(names)]
