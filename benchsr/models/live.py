@@ -109,7 +109,7 @@ def live_key(network: nn.Module) -> str:
     for name, value in sorted(state.items()):
         if isinstance(value, Tensor):
             key.update(f"\x1f{name} {value.dtype} {tuple(value.shape)}\x1f".encode())
-            key.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            key.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         else:
             key.update(f"\x1f{name} {value!r}\x1f".encode())
     return key.hexdigest()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from benchsr.base.errors import CardError, InputError, UnavailableError
 from benchsr.base.files import require_sha256, sha256_file
@@ -53,7 +53,7 @@ def zoo(*extra_dirs: str | Path) -> Registry[Card]:
     return registry
 
 
-WEIGHTS = {".safetensors": "safetensors", ".pth": "pth", ".pt": "pth"}
+WEIGHTS: dict[str, Literal["safetensors", "pth"]] = {".safetensors": "safetensors", ".pth": "pth", ".pt": "pth"}
 """Suffixes of weights files that need no card, and their formats."""
 
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
