@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from benchsr.base.errors import BenchsrError as BenchsrError
+    from benchsr.base.rng import Seeded as Seeded
     from benchsr.commands.run import run as run
     from benchsr.defences.certificate import Certificate as Certificate
     from benchsr.defences.certificate import certify as certify
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BenchsrError": "base.errors",
     "Certificate": "defences.certificate",
+    "Seeded": "base.rng",
     "certify": "defences.certificate",
     "load_model": "defences.table",
     "load_threat": "threats.table",

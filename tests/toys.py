@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import tiny_rrdb
 from PIL import Image
 from safetensors.torch import save_file
+from spandrel.architectures.DAT import DAT
 from torch import Tensor, nn
 
 from benchsr.cli import main
@@ -33,6 +35,43 @@ class FakeLpips(nn.Module):
     def forward(self, a: Tensor, b: Tensor, **_: Any) -> Tensor:
         """Mean absolute difference."""
         return (a - b).abs().mean(dim=(1, 2, 3), keepdim=True)
+
+
+class Upscale(nn.Module):
+    """A small network of the caller's own."""
+
+    def __init__(self, factor: int = 4, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.conv = nn.Conv2d(3, 3 * factor**2, 3, padding=1)
+        self.shuffle = nn.PixelShuffle(factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sr: Tensor = self.shuffle(self.conv(x))
+        return sr
+
+
+class Dropping(Upscale):
+    """Random by design, by torch's generator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.dropout(x, 0.5))
+
+
+def net(kind: type[Upscale] = Upscale, **settings: Any) -> Upscale:
+    made = kind(**settings).eval()
+    assert isinstance(made, Upscale)
+    return made
+
+
+def tiny_dat() -> nn.Module:
+    """A DAT of scale 4, with the smallest windows that it can have."""
+    torch.manual_seed(0)
+    dat: nn.Module = DAT(
+        img_size=16, embed_dim=16, split_size=[2, 4], depth=[2], num_heads=[2], expansion_factor=2.0, upscale=4
+    )
+    return dat.eval()
 
 
 CARD = """

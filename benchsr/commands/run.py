@@ -81,7 +81,7 @@ def evaluate(
     console.print(f"{chosen.title}: {said}", markup=False)
     _compute(cells, fresh, done, executor, ledger, options)
 
-    cards_by_id = {**zoo(), **{card.id: card for card in cards}}
+    cards_by_id = {**zoo(), **{card.id: card.described for card in cards}}
     with ledger.merged(planned, done) as records:
         write_leaderboard(ledger.folder, records, protocol=about_leaderboard(chosen, data), cards=cards_by_id)
     here = {identity(record) for record in planned}

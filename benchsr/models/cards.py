@@ -249,6 +249,11 @@ class Card(CardFile):
         """Whether the network itself draws noise, with nothing around it."""
         return False
 
+    @property
+    def described(self) -> Card:
+        """What is said of the model, which tables keep and plots are hashed with: never a network in memory."""
+        return self
+
 
 UNSTATED: dict[str, Any] = {
     "family": "paper",
@@ -279,6 +284,11 @@ class Live(Card):
     def random(self) -> bool:
         """Whether the network is a `Randomised` one."""
         return self._random
+
+    @property
+    def described(self) -> Card:
+        """The fields alone."""
+        return Card.model_construct(**{name: getattr(self, name) for name in Card.model_fields})
 
 
 class Deployment(NamedTuple):

@@ -6,15 +6,14 @@ import copy
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_rrdb
 from safetensors.torch import save_file
-from spandrel.architectures.DAT import DAT
 from torch import Tensor, nn
+from toys import Dropping, Upscale, net, tiny_dat
 
 from benchsr.base.errors import BenchsrError, InputError, IntegrityError, ModelError
 from benchsr.base.inference import FrozenConv2d
@@ -23,28 +22,6 @@ from benchsr.models.cards import Card, Live
 from benchsr.models.live import Model, live, live_key, require_picklable, select
 from benchsr.models.network import load_network, network_bytes
 from benchsr.models.zoo import load_card, network_key
-
-
-class Upscale(nn.Module):
-    """A small network of the caller's own."""
-
-    def __init__(self, factor: int = 4, seed: int = 0) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.conv = nn.Conv2d(3, 3 * factor**2, 3, padding=1)
-        self.shuffle = nn.PixelShuffle(factor)
-
-    def forward(self, x: Tensor) -> Tensor:
-        sr: Tensor = self.shuffle(self.conv(x))
-        return sr
-
-
-class Dropping(Upscale):
-    """Random by design, by torch's generator."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(nn.functional.dropout(x, 0.5))
 
 
 class Rolling(Upscale):
@@ -62,21 +39,6 @@ class NotANumber(Upscale):
 class Failing(Upscale):
     def forward(self, x: Tensor) -> Tensor:
         raise RuntimeError("no such kernel")
-
-
-def net(kind: type[Upscale] = Upscale, **settings: Any) -> Upscale:
-    made = kind(**settings).eval()
-    assert isinstance(made, Upscale)
-    return made
-
-
-def tiny_dat() -> nn.Module:
-    """A DAT of scale 4, with the smallest windows that it can have."""
-    torch.manual_seed(0)
-    dat: nn.Module = DAT(
-        img_size=16, embed_dim=16, split_size=[2, 4], depth=[2], num_heads=[2], expansion_factor=2.0, upscale=4
-    )
-    return dat.eval()
 
 
 FILES: Mapping[str, tuple[Callable[[], nn.Module], str]] = {
@@ -229,7 +191,7 @@ def test_a_network_that_cannot_be_pickled_is_refused_for_workers() -> None:
 
 FACTORIES = """
 from torch import nn
-from test_live import Upscale, net
+from toys import Upscale, net
 good_one = net
 def failing(): raise ValueError("no weights here")
 def nothing(): return None
