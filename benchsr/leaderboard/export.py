@@ -224,6 +224,8 @@ def _meaning(board: Leaderboard, card: CardInfo, threats: Sequence[str]) -> list
         lines.append(
             "A compact network, trained by benchsr: not the paper's model, and not comparable with its figures."
         )
+    elif card.retrains:
+        lines.append(f"Reproduced here for the paper's row {card.retrains}, not its weights: {card.origin}")
     elif not card.paper_row:
         lines.append("Not a row of the paper.")
     if card.smoothing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy.stats import kendalltau
 
 from benchsr.leaderboard.scores import NOT_RUN, SCORED, SIGN, Cell, Estimate, Grid, average, subtract
-from benchsr.leaderboard.tables import AVERAGE, LAYOUTS
+from benchsr.leaderboard.tables import AVERAGE, COMPACT, LAYOUTS, REPRODUCED, CardInfo
 from benchsr.metrics.quality import METRICS
 
 PAPER_DATASETS = ("div2k-valid", "ntire-track1-valid", "aim-valid")
@@ -25,8 +25,48 @@ PAPER_DATASETS = ("div2k-valid", "ntire-track1-valid", "aim-valid")
 FEWEST_ROWS = 3
 """Kendall's tau over fewer rows says nothing."""
 
-STAND_INS = {"ntire": "standin-ntire", "aim": "standin-aim"}
-"""Where claims about a domain are checked on compact networks: their domain models were trained on these."""
+
+@dataclass(frozen=True)
+class Scale:
+    """Which of our figures are read as the paper's.
+
+    Its rows are `prefix` + id, but the card that `reproduced` names for them, where there is one. Claims about a domain
+    are checked on the threat of `stand_ins`.
+    """
+
+    prefix: str = ""
+    reproduced: Mapping[str, str] = field(default_factory=dict)
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
+
+    def model(self, row: str) -> str:
+        """The card that is judged as a row of the paper; bicubic has no scale."""
+        return self.reproduced.get(row, row if row == "bicubic" else self.prefix + row)
+
+    def cell(self, grid: Grid, row: str, threat: str) -> Cell:
+        """Our cell of a row of the paper."""
+        return grid.get((self.model(row), threat), NOT_RUN)
+
+
+SCALES = {
+    "paper": Scale(),
+    # The domain models among the compact networks were trained on the stand-ins.
+    "compact": Scale(COMPACT, stand_ins={"ntire": "standin-ntire", "aim": "standin-aim"}),
+}
+"""How each family spells the rows of the paper."""
+
+
+def scale_of(family: str, grid: Grid, cards: Mapping[str, CardInfo]) -> Scale:
+    """The family's scale. A row without any figure under its own id is read from a card that retrains it and has some;
+    of several, from the first.
+    """
+    scored = {model for (model, _), cell in grid.items() if cell.n}
+    own = SCALES[family]
+    stands: dict[str, str] = {}
+    for card in cards.values():
+        row = card.retrains
+        if row and card.family == family and card.id in scored and own.model(row) not in scored:
+            stands.setdefault(row, card.id)
+    return replace(own, reproduced=stands)
 
 
 def paper_folder() -> Path:
@@ -86,30 +126,28 @@ def beside_paper(grid: Grid) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def rank_correlation(grid: Grid, prefix: str = "") -> pd.DataFrame:
-    """Kendall's tau-b between our column and the printed one: table, threat, metric, rows, tau, p_value.
+def rank_correlation(grid: Grid, scale: Scale = SCALES["paper"]) -> pd.DataFrame:
+    """Kendall's tau-b between our column and the printed one: table, threat, metric, rows, reproduced, tau, p_value.
 
-    Rows are the models that are complete here under `prefix` + id; tau is empty where there are fewer than three.
+    Rows are the models that are complete at `scale`, of which `reproduced` are not the paper's own; tau is empty where
+    there are fewer than three.
     """
     lines = []
     for name in ("table1", "table2", "table3"):
         ours, printed = with_average(name, grid), printed_grid(name)
         for threat in LAYOUTS[name].columns:
-            models = [m for m, t in printed if t == threat and _ours(ours, m, threat, prefix).ok]
+            models = [m for m, t in printed if t == threat and scale.cell(ours, m, threat).ok]
+            reproduced = sum(m in scale.reproduced for m in models)
             for i, metric in enumerate(SCORED):
                 tau = p = np.nan
                 if len(models) >= FEWEST_ROWS:
-                    own = [_ours(ours, m, threat, prefix).mean[i] for m in models]
+                    own = [scale.cell(ours, m, threat).mean[i] for m in models]
                     tau, p = kendalltau(own, [printed[m, threat].mean[i] for m in models])
                 lines.append(
-                    {"table": name, "threat": threat, "metric": metric, "rows": len(models), "tau": tau, "p_value": p}
+                    {"table": name, "threat": threat, "metric": metric, "rows": len(models), "reproduced": reproduced}
+                    | {"tau": tau, "p_value": p}
                 )
     return pd.DataFrame(lines)
-
-
-def _ours(grid: Grid, model: str, threat: str, prefix: str) -> Cell:
-    """Our cell of a row of the paper at the scale that `prefix` names; bicubic has no scale."""
-    return grid.get((model if model == "bicubic" else prefix + model, threat), NOT_RUN)
 
 
 class Verdict(StrEnum):
@@ -173,10 +211,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A claim with all comparisons that it rests on."""
+    """A claim with all comparisons that it rests on, and the cards `reproduced` for rows that it speaks of."""
 
     claim: Claim
     comparisons: Sequence[Comparison]
+    reproduced: Sequence[str] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -209,6 +248,8 @@ class Judgement:
             parts.append(f"weakest: {self.weakest}")
         if self.missing:
             parts.append(f"not complete here: {', '.join(self.missing)}")
+        if self.reproduced:
+            parts.append(f"{REPRODUCED}, not the paper's weights: {', '.join(self.reproduced)}")
         return "; ".join(parts)
 
 
@@ -218,22 +259,22 @@ def load_claims() -> list[Claim]:
     return [Claim.model_validate(claim) for claim in tomllib.loads(text)["claim"]]
 
 
-def judge(claim: Claim, grid: Grid, prefix: str = "") -> Judgement:
-    """Check a claim on `grid`, reading each model id of the paper as `prefix` + id; with a prefix on STAND_INS."""
-    stand_ins = STAND_INS if prefix else {}
-    full, printed = with_average(claim.table, grid, stand_ins), printed_table(claim.table).index
+def judge(claim: Claim, grid: Grid, scale: Scale = SCALES["paper"]) -> Judgement:
+    """Check a claim on `grid`, reading the rows of the paper at `scale`."""
+    full, printed = with_average(claim.table, grid, scale.stand_ins), printed_table(claim.table).index
     comparisons = []
     for check in claim.check:
         others = [m for m in printed if m != check.subject] if check.than == "others" else check.than
         for threat in check.threats:
             for other in others:
-                comparisons += list(_compare(check, full, other, stand_ins.get(threat, threat), prefix))
-    return Judgement(claim, comparisons)
+                comparisons += list(_compare(check, full, other, scale.stand_ins.get(threat, threat), scale))
+    spoken_of = {model for comparison in comparisons for model in (comparison.subject, comparison.other)}
+    return Judgement(claim, comparisons, [model for model in scale.reproduced.values() if model in spoken_of])
 
 
-def judge_all(grid: Grid, prefix: str = "") -> list[Judgement]:
-    """Check every claim; with the prefix "compact-" on the compact networks."""
-    return [judge(claim, grid, prefix) for claim in load_claims()]
+def judge_all(grid: Grid, scale: Scale = SCALES["paper"]) -> list[Judgement]:
+    """Check every claim at `scale`."""
+    return [judge(claim, grid, scale) for claim in load_claims()]
 
 
 def judge_printed() -> list[Judgement]:
@@ -241,13 +282,13 @@ def judge_printed() -> list[Judgement]:
     return [judge(claim, printed_grid(claim.table)) for claim in load_claims()]
 
 
-def _compare(check: Check, grid: Grid, other: str, threat: str, prefix: str) -> Iterable[Comparison]:
-    def figure(model: str) -> Cell:
-        cell = _ours(grid, model, threat, prefix)
-        return subtract(cell, _ours(grid, model, check.since, prefix)) if check.since else cell
+def _compare(check: Check, grid: Grid, other: str, threat: str, scale: Scale) -> Iterable[Comparison]:
+    def figure(row: str) -> Cell:
+        cell = scale.cell(grid, row, threat)
+        return subtract(cell, scale.cell(grid, row, check.since)) if check.since else cell
 
     mine, theirs = figure(check.subject), figure(other)
-    named = {m: m if m == "bicubic" else prefix + m for m in (check.subject, other)}
+    named = {row: scale.model(row) for row in (check.subject, other)}
     missing = tuple(named[m] for m, cell in ((check.subject, mine), (other, theirs)) if not cell.ok)
     lead = subtract(mine, theirs)
     sign = SIGN if check.is_ == "best" else -SIGN

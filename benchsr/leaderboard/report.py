@@ -25,17 +25,18 @@ from benchsr.leaderboard.flags import FLAGS, flags
 from benchsr.leaderboard.paper import (
     PAPER_DATASETS,
     Judgement,
+    Scale,
     Verdict,
     beside_paper,
     claims_frame,
     judge_all,
     judge_printed,
     rank_correlation,
+    scale_of,
 )
 from benchsr.leaderboard.plots import PLOTS, all_plots
 from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, RESAMPLES, SCORED, Cell, Estimate, Grid, make_grid, subtract
 from benchsr.leaderboard.tables import (
-    COMPACT,
     FAMILIES,
     LAYOUTS,
     CardInfo,
@@ -54,9 +55,6 @@ from benchsr.results.records import Record, Status, flat, read_results
 from benchsr.threats.table import THREATS
 
 log = logging.getLogger(__name__)
-
-PREFIXES = {"paper": "", "compact": COMPACT}
-"""How each family spells the ids of the paper's models."""
 
 SUMMARIES = (("table1", "table2", "table3", "standins"), ("adaptive", "curves"))
 """Tables that share those on the terminal."""
@@ -93,14 +91,30 @@ class Leaderboard:
         return {family: cards for family, cards in members.items() if cards}
 
     @cached_property
+    def scales(self) -> dict[str, Scale]:
+        """Which figures of each family are read as the paper's."""
+        return {family: scale_of(family, self.grid, self.cards) for family in self.families}
+
+    @property
+    def stands(self) -> Mapping[str, str]:
+        """Row of the paper -> the card reproduced here that is judged in its place."""
+        return self.scales["paper"].reproduced if "paper" in self.scales else {}
+
+    @property
+    def reproduced(self) -> list[CardInfo]:
+        """Cards with figures whose networks were trained anew for a row of the paper."""
+        scored = {model for (model, _), cell in self.grid.items() if cell.n}
+        return [c for cards in self.families.values() for c in cards if c.retrains and c.id in scored]
+
+    @cached_property
     def judgements(self) -> dict[str, list[Judgement]]:
         """The paper's claims, checked on each family."""
-        return {family: judge_all(self.grid, PREFIXES[family]) for family in self.families}
+        return {family: judge_all(self.grid, scale) for family, scale in self.scales.items()}
 
     @cached_property
     def correlations(self) -> pd.DataFrame:
         """Kendall's tau of each column with the paper's, for each family."""
-        found = [rank_correlation(self.grid, PREFIXES[f]).assign(family=f) for f in self.families]
+        found = [rank_correlation(self.grid, scale).assign(family=f) for f, scale in self.scales.items()]
         return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
     @cached_property

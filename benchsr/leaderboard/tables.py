@@ -15,7 +15,7 @@ from benchsr.data.cards import DATASETS
 from benchsr.leaderboard.compare import tied_with_best
 from benchsr.leaderboard.scores import NOT_RUN, SCORED, SIGN, Cell, Estimate, Grid, average, make_grid
 from benchsr.metrics.quality import METRICS
-from benchsr.models.zoo import PAPER_ROWS
+from benchsr.models.cards import PAPER_ROWS
 from benchsr.results.records import Record
 from benchsr.threats.table import ADAPTIVE, SWEEP, THREATS
 
@@ -24,6 +24,9 @@ AVERAGE = "avg"
 
 DECIMALS = {"psnr": 2, "ssim": 3, "lpips": 3}
 """Digits shown; models that show the same figure share a rank."""
+
+REPRODUCED = "reproduced here"
+"""Marks networks that were trained anew for a row of the paper, whose own weights cannot be had."""
 
 COMPACT = "compact-"
 """Prefix of the ids of networks of the compact scale."""
@@ -40,6 +43,10 @@ class CardInfo(Protocol):
     def family(self) -> str: ...  # noqa: D102
     @property
     def paper_row(self) -> bool: ...  # noqa: D102
+    @property
+    def retrains(self) -> str | None: ...  # noqa: D102
+    @property
+    def origin(self) -> str: ...  # noqa: D102
     @property
     def training_data(self) -> str: ...  # noqa: D102
     @property
@@ -146,6 +153,17 @@ class Table:
         """Whether the row is one of the paper's; a compact network never is, whatever row it follows."""
         return card.paper_row and card.family != "compact"
 
+    def standing(self, card: CardInfo) -> str:
+        """How a row of a paper-scale table stands to the paper's, in words; empty for the paper's own and elsewhere."""
+        if self.family != "paper" or self.in_paper(card):
+            return ""
+        return REPRODUCED if card.retrains else "not in the paper"
+
+    @property
+    def reproduced(self) -> list[CardInfo]:
+        """Cards of the rows with figures whose networks were trained anew for a row of the paper."""
+        return [row.card for row in self.rows if row.card.retrains and row.evaluated]
+
 
 def expected_images(protocol: LeaderboardInfo) -> dict[str, int]:
     """For each threat of the protocol the number of images of a full set, that of its own data set where it has one."""
@@ -154,13 +172,20 @@ def expected_images(protocol: LeaderboardInfo) -> dict[str, int]:
 
 
 def family_cards(family: str, grid: Grid, cards: Mapping[str, CardInfo]) -> list[CardInfo]:
-    """The rows of a family's tables: every row of the paper, run or not, then every other model that was run."""
+    """The rows of a family's tables: every row of the paper, run or not, with those retrained for it that were run,
+    then every other model that was run.
+    """
     run = {model for model, _ in grid}
     chosen = [c for c in cards.values() if c.family in (family, "both") and (c.id in run or c.paper_row)]
     if not any(card.family == family for card in chosen):
         return []
     order = {name: i for i, name in enumerate(PAPER_ROWS)}
-    return sorted(chosen, key=lambda card: (order.get(card.id.removeprefix(COMPACT), len(order)), card.id))
+
+    def place(card: CardInfo) -> tuple[int, bool, str]:
+        row = card.retrains or card.id.removeprefix(COMPACT)
+        return order.get(row, len(order)), card.retrains is not None, card.id
+
+    return sorted(chosen, key=place)
 
 
 def make_tables(
@@ -234,6 +259,7 @@ def frame(table: Table) -> pd.DataFrame:
     lines = []
     for row in table.rows:
         line: dict[str, Any] = {"model": row.card.id, "title": row.card.title, "in_paper": table.in_paper(row.card)}
+        line |= {"retrains": row.card.retrains}
         if table.layout.provenance:
             line |= {"training_data": row.card.training_data, "fine_tuning_data": row.card.fine_tuning_data}
         for column, cell in row.cells.items():
@@ -272,10 +298,8 @@ def markdown(table: Table) -> str:
     header = ["Model", *["Training data", "Fine-tuning data"] * layout.provenance]
     rows = []
     for row in table.rows:
-        label = escape(row.card.title)
-        if table.family == "paper" and not table.in_paper(row.card):
-            label += " (not in the paper)"
-        line = [label]
+        standing = table.standing(row.card)
+        line = [escape(row.card.title) + (f" ({standing})" if standing else "")]
         if layout.provenance:
             line += [escape(row.card.training_data), escape(row.card.fine_tuning_data)]
         figures = [

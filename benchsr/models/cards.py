@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
 MAX_WEIGHT_BYTES = 1 << 30
 
+PAPER_ROWS = (
+    "bicubic",
+    *(f"{method}-{domain}" for method in ("esrgan-fs", "impressionism") for domain in ("ntire", "aim", "dped")),
+    *("esrgan", "ad-l-pgd", "ad-l-fgsm", "ad-l-bim", "ad-l-cw", "certsr"),
+)
+"""The 13 rows of the paper's Table 3, in its order."""
+
 FilePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.][A-Za-z0-9_./-]{0,199}$")]
 
 
@@ -214,14 +221,16 @@ class Card(CardFile):
     """One row of the leaderboards: what the model is, and where its weights come from.
 
     Either `weights` (sources, tried in order), or `base` (another card, whose network this one deploys), or the
-    architecture "bicubic". `family` keeps networks of the paper's size apart from compact ones. `reproduces`
-    holds figures published for this network. `recipe` is read by benchsr.train; `training` tells where weights trained
-    by this project come from.
+    architecture "bicubic". `family` keeps networks of the paper's size apart from compact ones. `retrains` names the
+    row of the paper that this network was trained anew for, and is judged as where that row's own weights are missing.
+    `reproduces` holds figures published for this network. `recipe` is read by benchsr.train; `training` tells where
+    weights trained by this project come from.
     """
 
     scale: Literal[4] = 4
     family: Literal["paper", "compact", "both"]
     paper_row: bool = False
+    retrains: Id | None = None
     architecture: Literal["auto", "bicubic"] = "auto"
     weights: tuple[WeightSource, ...] = Field((), max_length=8)
     base: Id | None = None
@@ -243,6 +252,22 @@ class Card(CardFile):
         if self.smoothing and self.defence:
             raise ValueError("a card is deployed with [smoothing] or with another [defence], not with both")
         return self
+
+    @model_validator(mode="after")
+    def _row_retrained(self) -> Card:
+        if self.retrains is not None and (self.retrains not in PAPER_ROWS or self.paper_row or self.family != "paper"):
+            rows = ", ".join(PAPER_ROWS)
+            raise ValueError(f"retrains: for networks of family 'paper' that are no paper_row, and one of: {rows}")
+        return self
+
+    @property
+    def origin(self) -> str:
+        """Where weights trained for this card come from, in one line: start, steps and data."""
+        recipe, training = self.recipe or {}, self.training or {}
+        start = training.get("start") or next(iter(recipe.get("start", [])), None)
+        steps = sum(stage.get("steps", 0) for stage in (training or recipe).get("stages", []))
+        parts = (start and f"start {start}", steps and f"{steps} steps", f"data: {self.fine_tuning_data}")
+        return "; ".join(filter(None, parts))
 
     @property
     def random(self) -> bool:

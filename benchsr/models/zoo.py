@@ -14,14 +14,7 @@ from benchsr.base.errors import CardError, InputError, UnavailableError
 from benchsr.base.files import require_sha256, sha256_file
 from benchsr.base.registry import Registry
 from benchsr.base.schema import read_card
-from benchsr.models.cards import UNSTATED, AdapterSource, Card, FileSource, Live
-
-PAPER_ROWS = (
-    "bicubic",
-    *(f"{method}-{domain}" for method in ("esrgan-fs", "impressionism") for domain in ("ntire", "aim", "dped")),
-    *("esrgan", "ad-l-pgd", "ad-l-fgsm", "ad-l-bim", "ad-l-cw", "certsr"),
-)
-"""The 13 rows of the paper's Table 3, in its order."""
+from benchsr.models.cards import PAPER_ROWS, UNSTATED, AdapterSource, Card, FileSource, Live
 
 
 def zoo_dir() -> Path:

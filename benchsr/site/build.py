@@ -80,6 +80,11 @@ class Sheet:
         """The leaderboard's tables of this family; their rows are the same models in the same order."""
         return [table for table in self.board.tables.values() if table.family == self.family]
 
+    @property
+    def reproduced(self) -> list[CardInfo]:
+        """Cards of its rows whose networks were trained anew for a row of the paper."""
+        return [row.card for row in self.rows if row.card in self.board.reproduced]
+
     def places(self) -> Iterator[tuple[Table, str]]:
         """Each table with each of its columns that the protocol has."""
         asked = set(self.board.protocol.threats)

@@ -31,6 +31,7 @@ from benchsr.leaderboard import (
     write_leaderboard,
 )
 from benchsr.leaderboard.paper import (
+    SCALES,
     Verdict,
     beside_paper,
     judge,
@@ -40,13 +41,23 @@ from benchsr.leaderboard.paper import (
     printed_grid,
     printed_table,
     rank_correlation,
+    scale_of,
 )
 from benchsr.leaderboard.plots import plot_curves, plot_scatter, plot_table, rank_draws
 from benchsr.leaderboard.report import report, table_page
-from benchsr.leaderboard.scores import RESAMPLES, SCORED, interval, make_cell, make_grid, resampled_means, subtract
+from benchsr.leaderboard.scores import (
+    RESAMPLES,
+    SCORED,
+    Cell,
+    interval,
+    make_cell,
+    make_grid,
+    resampled_means,
+    subtract,
+)
 from benchsr.leaderboard.tables import LAYOUTS, make_tables, markdown
-from benchsr.models.cards import Card
-from benchsr.models.zoo import PAPER_ROWS, zoo
+from benchsr.models.cards import PAPER_ROWS, Card
+from benchsr.models.zoo import zoo
 from benchsr.results.records import Record, Status, write_results
 from benchsr.threats.table import SWEEP
 
@@ -345,7 +356,7 @@ def test_intervals_across_zero_and_missing_rows_leave_a_claim_open() -> None:
 def test_compact_networks_are_judged_under_their_own_ids() -> None:
     printed = printed_grid("table2")
     compact = {("compact-" + model, threat): cell for (model, threat), cell in printed.items()}
-    assert {j.claim.id: j.verdict for j in judge_all(compact, "compact-")}["4"] is Verdict.HOLDS
+    assert {j.claim.id: j.verdict for j in judge_all(compact, SCALES["compact"])}["4"] is Verdict.HOLDS
     assert {j.verdict for j in judge_all(compact)} == {Verdict.OPEN}
 
 
@@ -355,10 +366,59 @@ def test_compact_networks_are_judged_on_the_stand_ins_of_their_domains() -> None
         for (model, threat), cell in printed_grid("table3").items()
         if threat != "avg"
     }
-    claim = {j.claim.id: j for j in judge_all(compact, "compact-")}["5"]
+    claim = {j.claim.id: j for j in judge_all(compact, SCALES["compact"])}["5"]
     assert claim.verdict is Verdict.HOLDS
     assert {c.threat for c in claim.comparisons} == {"standin-ntire", "standin-aim", "avg"}
     assert {j.claim.id: j.verdict for j in judge_all(compact)}["5"] is Verdict.OPEN
+
+
+ROBUST = ("esrgan", "ad-l-pgd", "ad-l-fgsm", "ad-l-bim", "ad-l-cw", "certsr")
+
+
+def retrained(row: str) -> Card:
+    """A card of a network trained anew for a row of the paper."""
+    recipe = {"start": ["impressionism-ntire"], "stages": [{"steps": 100}, {"steps": 200}]}
+    told = {**card(f"re-{row}", paper_row=False).model_dump(), "retrains": row, "recipe": recipe}
+    return Card.model_validate(told)
+
+
+def test_rows_reproduced_here_are_judged_where_the_papers_weights_are_missing() -> None:
+    """The printed figures under the ids of reproduced rows: claims and ranks come out as in print, and say on whom."""
+    known = {**cards(*PAPER_ROWS), **{f"re-{row}": retrained(row) for row in ROBUST}}
+    ours: dict[tuple[str, str], Cell] = {}
+    for name in ("table1", "table2"):
+        ours |= {(f"re-{row}" if row in ROBUST else row, t): cell for (row, t), cell in printed_grid(name).items()}
+    assert {j.verdict for j in judge_all(ours)} == {Verdict.OPEN}
+
+    scale = scale_of("paper", ours, known)
+    assert scale.reproduced == {row: f"re-{row}" for row in ROBUST}
+    judged = {j.claim.id: j for j in judge_all(ours, scale)}
+    printed = {j.claim.id: j.verdict for j in judge_printed()}
+    assert {c: j.verdict for c, j in judged.items() if c != "5"} == {c: v for c, v in printed.items() if c != "5"}
+    assert "reproduced here, not the paper's weights: re-esrgan, " in judged["2"].evidence
+    assert judged["4"].missing == []
+    tau = rank_correlation(ours, scale).set_index(["table", "threat", "metric"]).loc[("table2", "pgd", "psnr")]
+    assert (tau["rows"], tau["reproduced"], tau["tau"]) == (6, 6, pytest.approx(1.0))
+
+    # The paper's own weights come first, and a reproduced row without a figure stands for nothing.
+    ours["esrgan", "clean"] = printed_grid("table1")["esrgan", "clean"]
+    ours = {key: cell for key, cell in ours.items() if key[0] != "re-ad-l-cw"}
+    assert set(scale_of("paper", ours, known).reproduced) == set(ROBUST) - {"esrgan", "ad-l-cw"}
+    assert scale_of("compact", ours, known).reproduced == {}
+
+
+def test_reproduced_rows_stand_beside_the_papers_and_say_how_they_were_made() -> None:
+    known = {**cards("bicubic", "esrgan", "certsr"), "re-esrgan": retrained("esrgan")}
+    records = [r for m in ("bicubic", "re-esrgan") for r in row(m, "clean", (20, 21, 22))]
+    board = Leaderboard(INFO, known, records)
+    assert [r.card.id for r in board.tables["table1"].rows] == ["bicubic", "esrgan", "re-esrgan", "certsr"]
+    origin = "start impressionism-ntire; 300 steps; data: about re-esrgan"
+    for text in (table_page(board.tables["table1"], INFO), report(board, [])):
+        assert "RE-ESRGAN (reproduced here) | 21.00" in text.replace("**", "").replace("<ins>", "")
+        assert f"- RE-ESRGAN, for `esrgan`: {origin}" in text
+    assert "judged in their place: `re-esrgan` for `esrgan`." in report(board, [])
+    frames = tables(records, INFO, known)["table1"].set_index("model")
+    assert frames["retrains"].dropna().to_dict() == {"re-esrgan": "esrgan"}
 
 
 def test_cell_by_cell_and_rank_correlation() -> None:

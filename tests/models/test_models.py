@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from benchsr.base.errors import CardError, InputError, IntegrityError, ModelError, UnavailableError, UnknownIdError
 from benchsr.base.files import cache_dir
 from benchsr.models import cards
-from benchsr.models.cards import sigma_for
+from benchsr.models.cards import PAPER_ROWS, sigma_for
 from benchsr.models.network import Bicubic, load_network
-from benchsr.models.zoo import PAPER_ROWS, availability, find_weights, load_card, network_key, root_card, zoo
+from benchsr.models.zoo import availability, find_weights, load_card, network_key, root_card, zoo
 
 HEAD = """
 id = "toy"
@@ -86,7 +86,7 @@ def test_every_card_is_complete(card_id: str) -> None:
     assert ("CertSR" in card.title) == (re.sub("^(compact|re)-", "", card_id).startswith("certsr"))
 
 
-@pytest.mark.parametrize("card_id", ["certsr-oracle", "compact-certsr-oracle"])
+@pytest.mark.parametrize("card_id", ["certsr-oracle", "compact-certsr-oracle", "re-certsr-oracle"])
 def test_smoothing_follows_the_paper(card_id: str) -> None:
     printed = {"fgsm": 0.06, "pgd": 0.06, "bim": 0.07, "cw": 0.03, "blur": 0.05, "ntire": 0.03, "aim": 0.06}
     card = zoo()[card_id]
@@ -99,6 +99,24 @@ def test_smoothing_follows_the_paper(card_id: str) -> None:
 
 def test_a_smoothed_row_shares_its_network() -> None:
     assert root_card(zoo()["mrs-impressionism-ntire"]) == zoo()["impressionism-ntire"]
+
+
+def test_a_retrained_row_tells_its_start_steps_and_data(tmp_path: Path) -> None:
+    card = HEAD.replace("compact", "paper") + 'retrains = "esrgan"\nweights = [{ kind = "manual", format = "pth", '
+    card += 'file = "x.pth", instruction = "train it" }]\n'
+    recipe = '[recipe]\nstart = ["a", "b"]\n[[recipe.stages]]\nsteps = 7\n[[recipe.stages]]\nsteps = 5\n'
+    planned = load_card(write(tmp_path, card + recipe))
+    assert planned.origin == "start a; 12 steps; data: none"
+    training = '[training]\nstart = "b"\n[[training.stages]]\nsteps = 3\n'
+    assert load_card(write(tmp_path, card + recipe + training)).origin == "start b; 3 steps; data: none"
+    assert load_card(write(tmp_path, card)).origin == "data: none"
+
+
+def test_every_retrained_row_of_the_zoo_is_smoothed_like_the_papers() -> None:
+    retrained = [card for card in zoo().values() if card.retrains]
+    assert retrained
+    for card in retrained:
+        assert card.smoothing == zoo()[str(card.retrains)].smoothing, card.id
 
 
 def test_unknown_ids_suggest_the_nearest() -> None:
@@ -126,6 +144,8 @@ def test_extra_folders_join_the_zoo(tmp_path: Path) -> None:
         (BICUBIC + 'licens = "MIT"', r"toy\.toml: licens: no such field; did you mean 'licence'"),
         (BICUBIC + "scale = 2", r"scale: Input should be 4"),
         (BICUBIC.replace("compact", "huge"), "family: "),
+        (BICUBIC + 'retrains = "esrgan"', "retrains: for networks of family 'paper'"),
+        (BICUBIC.replace("compact", "paper") + 'retrains = "esrgam"', "and one of: bicubic, .*esrgan, "),
         (BICUBIC.replace("Toy", "T" * 1001), "title: .*1000 characters"),
         (BICUBIC + "[smoothing]\nsigma = -0.1", "smoothing.sigma.*greater than or equal to 0"),
         (BICUBIC + "[smoothing]\nsigma = nan", "smoothing.sigma"),
