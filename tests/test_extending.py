@@ -45,7 +45,7 @@ def _added(monkeypatch: pytest.MonkeyPatch) -> None:
         table.add(name, entry)
 
     add(THREATS, "darker", ThreatSpec("Darker", "corruption", darken))
-    add(METRICS, "bias", Metric("bias", "Bias", "", True, (-1.0, 1.0), ("rgb",), False, "", brightness))
+    add(METRICS, "bias", Metric("bias", "Bias", "", True, brightness))
     add(DEFENCES, "brighter", Defence("Brighter", lambda network, *, seed, by: Brighter(network, by)))
 
 

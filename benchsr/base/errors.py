@@ -29,5 +29,9 @@ class InputError(BenchsrError, ValueError):
     """An image, tensor, option or results file that cannot be used as given."""
 
 
+class NotApplicableError(InputError):
+    """Images that a metric cannot score, such as too small ones: that figure stays empty, and this says why."""
+
+
 class ModelError(BenchsrError):
     """A network that broke its contract: wrong output shape, NaN, an exception of its own."""

@@ -73,10 +73,10 @@ def try_sigmas(
                 with torch.no_grad(), full_float32():
                     smoothed = Smoothed(network, sigma, n, protocol.seed) if sigma else None
                     sr = smoothed(attacked, [sample.id]) if smoothed else network(attacked)
-                figures = {name: value.item() for name, value in score(sr, sample.hr[None], protocol.metrics).items()}
+                found = score(sr, sample.hr[None], sample.lr[None], protocol.metrics)
+                figures = {name: value.item() for name, value in found.figures.items()}
                 lines.append({"threat": threat.id, "sigma": sigma, **figures})
-    found = pd.DataFrame(lines)
-    return found.groupby(["threat", "sigma"], sort=False, as_index=False).mean()
+    return pd.DataFrame(lines).groupby(["threat", "sigma"], sort=False, as_index=False).mean()
 
 
 def best_sigmas(figures: pd.DataFrame) -> dict[str, float]:

@@ -1,9 +1,10 @@
 """Images and data sets: pairs of LR and HR under stable ids."""
 
+from benchsr.base.shrinking import bicubic_downscale
 from benchsr.data.cards import DATASETS, DataCard, is_data_card, load_data_card
 from benchsr.data.datasets import Dataset, load_dataset, load_sample
 from benchsr.data.fetching import fetch, state
-from benchsr.data.images import bicubic_downscale, read_image, write_image
+from benchsr.data.images import read_image, write_image
 
 __all__ = [
     "DATASETS",

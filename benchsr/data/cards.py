@@ -18,7 +18,7 @@ from benchsr.base.errors import CardError
 from benchsr.base.files import cache_dir
 from benchsr.base.registry import Registry
 from benchsr.base.schema import DIGITS, CardFile, FileName, Sha256, Table, Text, parse, read_card, read_toml
-from benchsr.data.images import Boundary
+from benchsr.base.shrinking import Boundary
 
 MAX_FILE_BYTES, MAX_ARCHIVE_BYTES, MAX_FILES = 64 << 20, 2 << 30, 2000
 """Largest image file and archive that are fetched, and the most files that a manifest may list."""

@@ -19,8 +19,9 @@ from benchsr.base.errors import InputError, IntegrityError, UnavailableError, Un
 from benchsr.base.files import sha256_file, shown
 from benchsr.base.pairs import SCALE, Sample
 from benchsr.base.registry import Registry
+from benchsr.base.shrinking import bicubic_downscale
 from benchsr.data.cards import DATASETS, Archives, DataCard, Embedded, Folder, Made, load_data_card
-from benchsr.data.images import MIN_SIDE, SUFFIXES, bicubic_downscale, opened, read_image
+from benchsr.data.images import MIN_SIDE, SUFFIXES, opened, read_image
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,8 @@ class Ledger:
 
     def open(self) -> list[Record]:
         """Take the folder over for this protocol; returns what it holds already."""
-        told = {"fingerprint": self.protocol.fingerprint, "code": CODE_VERSION}
+        told: dict[str, Any] = {"fingerprint": self.protocol.fingerprint, "code": CODE_VERSION}
+        told |= {"metrics": versions} if (versions := self.protocol.metrics.versions) else {}
         text = json.dumps({**told, "protocol": self.protocol.model_dump(mode="json")}, indent=2) + "\n"
         with locked(self.results):
             before = self._fingerprint()

@@ -200,7 +200,9 @@ def _cell(
         cause["threat"] = threat.spec.make.__name__
     images = dict.fromkeys(template.image for template in templates)
     attack_keys = {image: digest([CODE_VERSION, cause, samples.sample_key(image)]) for image in images}
-    scored = [network, protocol.metrics.model_dump(), protocol.evaluations, protocol.seed]
+    metrics = protocol.metrics
+    scored = [network, metrics.model_dump(), protocol.evaluations, protocol.seed]
+    scored += [metrics.versions] * bool(metrics.versions)
     deployed = {row.card.id: deployment(row.card, threat.like) for row in group}
     records = (replace(t, key=digest([attack_keys[t.image], scored, deployed[t.model]])) for t in templates)
     return Cell(threat.id, {row.card.id: row.card for row in group}, samples, tuple(records), attack_keys)

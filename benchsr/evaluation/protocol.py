@@ -99,19 +99,18 @@ class Protocol(Table):
     def figures(self) -> dict[str, Any]:
         """Everything that can change a figure, every threat's settings spelled out."""
         fields = self.model_dump(exclude={"title", "notes", "settings", "objective", "threats"})
-        return {**fields, "threats": {t: dict(self.threat(t).settings) for t in self.threats}}
+        versions = {"versions": self.metrics.versions} if self.metrics.versions else {}
+        return {**fields, "threats": {t: dict(self.threat(t).settings) for t in self.threats}, **versions}
 
     @property
     def description(self) -> list[str]:
         """The settings in words, a line each, for reports."""
         size = f"centred LR crops of {self.crop} x {self.crop} pixels" if self.crop else "whole images"
-        rounding = "rounded to 8 bit" if self.metrics.quantise_sr else "not rounded"
         first = f", first {self.images} images" if self.images else ""
         lines = [
             f"Data: {self.dataset}{first}, {size}; seed {self.seed}; attacked LR {'' if self.quantise_lr else 'not '}"
             "rounded to 8 bit.",
-            f"PSNR and SSIM: {self.metrics.colour.upper()}, border of {self.metrics.border} HR pixels cropped, SR "
-            f"{rounding}. LPIPS: AlexNet v0.1, whole image, not rounded.",
+            self.metrics.description,
             f"Models that draw noise: means over {self.evaluations} independent evaluations of each image.",
             f"Attacks raise {self.objective.l1_weight:g} L1 + {self.objective.perceptual_weight:g} perceptual "
             f"({self.objective.perceptual_net}), network in {self.precision}; scores in fp32.",

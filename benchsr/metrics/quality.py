@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from importlib.metadata import version
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from benchsr.base.errors import BenchsrError, InputError
+from benchsr.base.errors import BenchsrError, InputError, NotApplicableError
 from benchsr.base.inference import full_float32, to_8bit
 from benchsr.base.registry import Registry
 from benchsr.base.schema import Table
-from benchsr.metrics.perceptual import lpips_net
+from benchsr.base.shrinking import bicubic_downscale
+from benchsr.metrics import iqa
+from benchsr.metrics.perceptual import dists_net, lpips_net
 
 Colour = Literal["rgb", "y"]
 
@@ -25,6 +29,12 @@ WINDOW, SIGMA = 11, 1.5
 
 LPIPS_MIN_SIDE = 32
 """Smallest image, in pixels, that AlexNet's five stages can shrink."""
+
+DISTS_MIN_SIDE = 16
+"""Smallest image, in pixels, of which VGG-16's four poolings leave one."""
+
+SCALES = 5
+"""Of MS-SSIM: its window must fit into the image halved four times."""
 
 
 def psnr(sr: Tensor, hr: Tensor, border: int = 0, colour: Colour = "rgb") -> Tensor:
@@ -62,19 +72,74 @@ def lpips(sr: Tensor, hr: Tensor) -> Tensor:
     return torch.stack(scores).flatten().double()
 
 
-def score(sr: Tensor, hr: Tensor, settings: MetricSettings) -> dict[str, Tensor]:
-    """The figures of `sr` against `hr`, both (N, 3, H, W), by each metric that `settings` names: (N,) float64 each.
+def psnr_y(sr: Tensor, hr: Tensor, border: int = 0) -> Tensor:
+    """`psnr` of luma, as papers on super-resolution print it."""
+    return psnr(sr, hr, border, "y")
 
-    `sr` is clamped to [0, 1]. Metrics that can leave a border out follow `settings`; others see the whole image,
-    unrounded. Raises what they raise.
+
+def ssim_y(sr: Tensor, hr: Tensor, border: int = 0) -> Tensor:
+    """`ssim` of luma, as papers on super-resolution print it."""
+    return ssim(sr, hr, border, "y")
+
+
+def ms_ssim(sr: Tensor, hr: Tensor, border: int = 0, colour: Colour = "rgb") -> Tensor:
+    """Multi-scale SSIM (Wang et al. 2003) of `sr` and `hr`, both (N, 3, H, W) in [0, 1]: (N,) float64, up to 1.
+
+    Five scales with the paper's weights, by pytorch-msssim; negative contrasts count as 0. More than 160 pixels a side
+    must be left inside the border; NotApplicableError otherwise.
+    """
+    import pytorch_msssim
+
+    sr, hr = _comparable(sr, hr, border, colour, smallest=(WINDOW - 1) * 2 ** (SCALES - 1) + 1)
+    pairs = ((a[None].double(), b[None].double()) for a, b in zip(sr, hr, strict=True))
+    return torch.cat([pytorch_msssim.ms_ssim(a, b, data_range=1.0, size_average=False) for a, b in pairs])
+
+
+def dists(sr: Tensor, hr: Tensor) -> Tensor:
+    """DISTS (Ding et al. 2020) of `sr` and `hr`, both (N, 3, H, W) RGB: (N,) float64, lower is better.
+
+    Both are taken to be in [0, 1], at the size that they have; `sr` is clamped. At least 16 x 16 pixels. Raises
+    InputError as `psnr` does, and UnavailableError where the weights cannot be had.
+    """
+    sr, hr = _comparable(sr.clamp(0, 1), hr, smallest=DISTS_MIN_SIDE)
+    net = dists_net().to(sr.device)
+    with torch.no_grad(), full_float32():
+        scores = [net(a[None].float(), b[None].float()) for a, b in zip(sr, hr, strict=True)]
+    return torch.cat(scores).double()
+
+
+def lr_psnr(sr: Tensor, lr: Tensor) -> Tensor:
+    """PSNR in dB of `sr` (N, 3, H, W) shrunk again against the clean `lr` (N, 3, h, w): (N,) float64.
+
+    Whether SR is an enlargement of what was given at all (Lugmayr et al. 2021). SR is shrunk by the MATLAB bicubic with
+    8-bit rounding that LR is made with; nothing is cropped.
+    """
+    return psnr(bicubic_downscale(sr), lr)
+
+
+class Scores(NamedTuple):
+    """`figures`: metric -> (N,) float64; `lacking`: metric -> why these images have no figure of it."""
+
+    figures: dict[str, Tensor]
+    lacking: dict[str, str]
+
+
+def score(sr: Tensor, hr: Tensor, lr: Tensor, settings: MetricSettings) -> Scores:
+    """`sr` against `hr`, both (N, 3, H, W), and the clean `lr` (N, 3, h, w), by each metric that `settings` names.
+
+    `sr` is clamped to [0, 1]. Metrics that ask for a border follow `settings`, rounding included; others see the whole
+    image, unrounded. Raises what they raise, but for NotApplicableError.
     """
     sr = sr.clamp(0, 1)
-    seen = to_8bit(sr) if settings.quantise_sr else sr
-    figures = {}
+    given = {"sr": sr, "hr": hr, "lr": lr, "border": settings.border, "colour": settings.colour}
+    inside = given | {"sr": to_8bit(sr) if settings.quantise_sr else sr}
+    found = Scores({}, {})
     for metric in map(METRICS.__getitem__, settings.names):
-        inside = (seen, hr, settings.border, settings.colour)
-        figures[metric.name] = metric.function(*inside) if metric.border else metric.function(sr, hr)
-    return figures
+        try:
+            found.figures[metric.name] = metric(inside if metric.inside else given)
+        except NotApplicableError as error:
+            found.lacking[metric.name] = str(error)
+    return found
 
 
 def _comparable(
@@ -83,8 +148,8 @@ def _comparable(
     """The parts of `sr` and `hr` to compare, without gradients. Raises InputError for what `psnr` says."""
     if sr.shape != hr.shape or sr.dim() != 4 or sr.shape[1] != 3 or not len(sr):
         raise InputError(f"metrics compare two (N, 3, H, W), N > 0; got SR {tuple(sr.shape)} and HR {tuple(hr.shape)}")
-    if border < 0 or min(sr.shape[2:]) - 2 * border < smallest:
-        raise InputError(f"a border of {border} must leave {smallest} pixels a side; the images are {tuple(sr.shape)}")
+    if border < 0:
+        raise InputError(f"a border of {border} pixels; use 0 or more")
     if colour not in _TO_COLOUR:
         raise InputError(f"unknown colour {colour!r}; use {' or '.join(_TO_COLOUR)}")
     for name, image in (("SR", sr), ("HR", hr)):
@@ -92,6 +157,10 @@ def _comparable(
             raise InputError(f"metrics need float images in [0, 1]; {name} is {image.dtype}: divide by 255")
         if not (float(image.min()) >= 0 and float(image.max()) <= 1):
             raise InputError(f"metrics need images in [0, 1] without NaN; {name} is not: clamp or scale it")
+    if min(sr.shape[2:]) - 2 * border < smallest:
+        raise NotApplicableError(
+            f"a border of {border} must leave {smallest} pixels a side; the images are {tuple(sr.shape)}"
+        )
     inside = (..., slice(border, sr.shape[2] - border), slice(border, sr.shape[3] - border))
     convert = _TO_COLOUR[colour]
     return convert(sr.detach()[inside]), convert(hr.detach()[inside])
@@ -137,44 +206,144 @@ def _ssim_torch(a: Tensor, b: Tensor) -> Tensor:
     return (luminance * structure).mean()
 
 
+GIVEN = ("sr", "hr", "lr", "border", "colour")
+"""What a metric may ask for."""
+
+
 @dataclass(frozen=True)
 class Metric:
-    """A metric and what its figures mean.
+    """A metric, what its figures mean and how they are shown.
 
-    `function(sr, hr, ...)` takes (N, 3, H, W) in [0, 1] to (N,). `value_range` is that of its figures in `unit`.
-    `colour` are the colour spaces that it can compare in, `border` whether it can leave pixels at the edge out, and
-    `needs` what it must fetch ("" for nothing).
+    `function` is given what its parameters name: `sr` and `hr` (N, 3, H, W), the clean `lr` (N, 3, h, w), all in
+    [0, 1], and the settings `border` and `colour`; it returns (N,). One that asks for a border sees SR as it would be
+    saved, others see it unrounded. `value_range` is that of its figures in `unit`, `decimals` are shown, `details` in a
+    protocol's description. `version` names the library that computes it, and is part of every key.
     """
 
     name: str
     title: str
     unit: str
     higher_is_better: bool
-    value_range: tuple[float, float]
-    colour: tuple[Colour, ...]
-    border: bool
-    needs: str
     function: Callable[..., Tensor]
+    value_range: tuple[float, float] = (-math.inf, math.inf)
+    decimals: int = 3
+    details: str = "whole image, not rounded"
+    version: str = ""
+
+    def __post_init__(self) -> None:
+        if strange := [name for name in self.asks if name not in GIVEN]:
+            raise InputError(f"metric {self.name!r} asks for {', '.join(strange)}; it can be given: {', '.join(GIVEN)}")
+        if "sr" not in self.asks:
+            raise InputError(f"metric {self.name!r} does not ask for sr: it would score nothing")
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """What its function is given: all parameters without a default, and others by their names."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return tuple(p.name for p in parameters if p.name in GIVEN or p.default is p.empty)
+
+    @property
+    def inside(self) -> bool:
+        """Whether it can leave a border out."""
+        return "border" in self.asks
+
+    @property
+    def reference(self) -> bool:
+        """Whether it compares SR with anything."""
+        return "hr" in self.asks or "lr" in self.asks
+
+    @property
+    def heading(self) -> str:
+        """Title and direction, as tables have it: "PSNR ↑"."""
+        return f"{self.title} {'↑' if self.higher_is_better else '↓'}"
+
+    @property
+    def label(self) -> str:
+        """Title and unit, as axes have it: "PSNR (dB)"."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    @property
+    def direction(self) -> str:
+        """In words."""
+        return f"{'higher' if self.higher_is_better else 'lower'} is better"
+
+    def shown(self, value: float, sign: str = "") -> str:
+        """A figure at its digits; `sign` "+" shows that of positive ones too."""
+        return f"{value:{sign}.{self.decimals}f}"
+
+    def __call__(self, given: Mapping[str, Any]) -> Tensor:
+        """The figures of the images `given`, (N,)."""
+        return self.function(**{name: given[name] for name in self.asks})
 
 
-METRICS: Registry[Metric] = Registry(
+class _Metrics(Registry[Metric]):
+    """Those of the table, and any of pyiqa."""
+
+    def __getitem__(self, name: str) -> Metric:
+        return _of_pyiqa(name) if name.startswith(iqa.PREFIX) else super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or str(name).startswith(iqa.PREFIX)
+
+
+def _of_pyiqa(name: str) -> Metric:
+    plain = name.removeprefix(iqa.PREFIX)
+    higher, alone, made_by = iqa.about(plain)
+    details = f"by {made_by}, whole image, not rounded" + ", without a reference" * alone
+    return Metric(name, name, "", higher, iqa.scorer(plain), details=details, version=made_by)
+
+
+METRICS: Registry[Metric] = _Metrics(
     "metric",
     {
         metric.name: metric
         for metric in (
-            Metric("psnr", "PSNR", "dB", True, (0.0, math.inf), ("rgb", "y"), True, "", psnr),
-            Metric("ssim", "SSIM", "", True, (-1.0, 1.0), ("rgb", "y"), True, "", ssim),
-            Metric("lpips", "LPIPS", "", False, (0.0, math.inf), ("rgb",), False, "AlexNet's ImageNet weights", lpips),
+            Metric("psnr", "PSNR", "dB", True, psnr, (0.0, math.inf), 2),
+            Metric("ssim", "SSIM", "", True, ssim, (-1.0, 1.0)),
+            Metric(
+                "lpips", "LPIPS", "", False, lpips, (0.0, math.inf), details="AlexNet v0.1, whole image, not rounded"
+            ),
+            Metric(
+                "psnr-y", "PSNR-Y", "dB", True, psnr_y, (0.0, math.inf), 2, "BT.601 luma, border and rounding as PSNR's"
+            ),
+            Metric("ssim-y", "SSIM-Y", "", True, ssim_y, (-1.0, 1.0), 3, "BT.601 luma, border and rounding as SSIM's"),
+            Metric(
+                *("ms-ssim", "MS-SSIM", "", True, ms_ssim, (0.0, 1.0)),
+                version=f"pytorch-msssim {version('pytorch-msssim')}",
+            ),
+            Metric(
+                "dists",
+                "DISTS",
+                "",
+                False,
+                dists,
+                (-1.0, 2.0),
+                3,
+                "VGG-16, whole image, not rounded, not resized",
+                "DISTS-pytorch 0.1",
+            ),
+            Metric(
+                "lr-psnr",
+                "LR-PSNR",
+                "dB",
+                True,
+                lr_psnr,
+                (0.0, math.inf),
+                2,
+                "SR shrunk by MATLAB's bicubic against the clean LR",
+            ),
         )
     },
 )
+"""A metric is added by its entry here."""
 
 
 class MetricSettings(Table):
     """How SR is scored: by the metrics `names` of the table METRICS.
 
-    Those that can leave a border out, PSNR and SSIM, compare in `colour`, `border` HR pixels cropped, SR rounded to 8
-    bit if `quantise_sr`. Others, such as LPIPS, always see the whole, unrounded RGB output, clamped to [0, 1].
+    Those that can leave a border out, PSNR and SSIM in all their forms, have `border` HR pixels cropped and SR rounded
+    to 8 bit if `quantise_sr`; PSNR, SSIM and MS-SSIM compare in `colour`. Others, such as LPIPS, always see the whole,
+    unrounded RGB output, clamped to [0, 1].
     """
 
     names: tuple[str, ...] = Field(("psnr", "ssim", "lpips"), min_length=1)
@@ -189,3 +358,19 @@ class MetricSettings(Table):
             return tuple(METRICS.select(",".join(names)))
         except BenchsrError as error:
             raise ValueError(str(error)) from None
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Metric -> the library that computes it, where that is not ours: part of every key and fingerprint."""
+        return {name: METRICS[name].version for name in self.names if METRICS[name].version}
+
+    @property
+    def description(self) -> str:
+        """The settings in words."""
+        metrics = [METRICS[name] for name in self.names]
+        coloured = [m.title for m in metrics if "colour" in m.asks]
+        rounding = "rounded to 8 bit" if self.quantise_sr else "not rounded"
+        named = " and ".join(filter(None, (", ".join(coloured[:-1]), *coloured[-1:])))
+        first = f"{named}: {self.colour.upper()}, border of {self.border} HR pixels cropped, SR {rounding}."
+        rest = [f"{m.title}: {m.details}." for m in metrics if "colour" not in m.asks]
+        return " ".join([first] * bool(coloured) + rest)

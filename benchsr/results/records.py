@@ -69,9 +69,18 @@ AFTER = tuple(f.name for f in fields(Record)[_SCORES + 1 :] if f.name not in TIM
 short lacks its 64 characters."""
 
 
+_METRIC = re.compile(r"[a-z][a-zA-Z0-9:_.+-]{0,63}")
+
+
 def columns(metrics: Iterable[str]) -> tuple[str, ...]:
-    """The columns of a results.csv with these metrics."""
-    return (*BEFORE, *metrics, *AFTER)
+    """The columns of a results.csv with these metrics. Raises InputError for names that no column of it can have."""
+    names = tuple(metrics)
+    if wrong := [n for n in names if n in (*BEFORE, *AFTER, *TIMINGS) or not _METRIC.fullmatch(n)]:
+        raise InputError(
+            f"no column of results.csv can be called {', '.join(map(repr, wrong))}: give the metric a name of its own, "
+            "of letters, digits and :_.+-, small letter first"
+        )
+    return (*BEFORE, *names, *AFTER)
 
 
 def flat(record: Record) -> dict[str, Any]:
@@ -86,7 +95,6 @@ def metrics_of(records: Iterable[Record]) -> list[str]:
 
 
 _NUMBERS = tuple(f.name for f in fields(Record) if f.default is None and f.name not in TIMINGS)
-_METRIC = re.compile(r"[a-z][a-z0-9:_.-]{0,63}")
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 

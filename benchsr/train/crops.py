@@ -16,7 +16,8 @@ from benchsr.base.errors import InputError
 from benchsr.base.inference import to_bytes
 from benchsr.base.pairs import SCALE, Sample
 from benchsr.base.rng import generator
-from benchsr.data.images import bicubic_downscale, read_image
+from benchsr.base.shrinking import bicubic_downscale
+from benchsr.data.images import read_image
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 

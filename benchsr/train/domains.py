@@ -17,7 +17,8 @@ from benchsr.base.errors import InputError, UnavailableError
 from benchsr.base.files import cache_dir, shown
 from benchsr.base.inference import to_bytes
 from benchsr.base.registry import Registry
-from benchsr.data.images import bicubic_downscale, read_image
+from benchsr.base.shrinking import bicubic_downscale
+from benchsr.data.images import read_image
 from benchsr.threats.table import THREATS, load_threat
 from benchsr.train.crops import SUFFIXES, Source, TrainingImages
 

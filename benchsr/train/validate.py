@@ -31,7 +31,7 @@ def validate(
             attacked = threat(model, lr, hr, [sample.id])
             with torch.no_grad(), full_float32():
                 sr = model(attacked)
-            row |= {f"{threat.id}_{name}": value.item() for name, value in score(sr, hr, SETTINGS).items()}
+            row |= {f"{threat.id}_{name}": value.item() for name, value in score(sr, hr, lr, SETTINGS).figures.items()}
         rows.append(row)
     return rows
 

@@ -9,9 +9,9 @@ import torch
 from test_data import put, put_pair, random_image
 
 from benchsr.base.errors import BenchsrError, CardError, InputError, UnavailableError, UnknownIdError
+from benchsr.base.shrinking import bicubic_downscale
 from benchsr.data.cards import DATASETS, SETS, Archives, DataCard, FilesByManifest, load_data_card
 from benchsr.data.datasets import load_dataset
-from benchsr.data.images import bicubic_downscale
 
 
 @pytest.mark.parametrize("card", DATASETS.values(), ids=lambda card: card.id)

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from benchsr.base.errors import InputError, UnavailableError, UnknownIdError
 from benchsr.base.registry import Registry
+from benchsr.base.shrinking import Boundary, bicubic_downscale
 from benchsr.data.cards import DATASETS, DataCard, Made
 from benchsr.data.datasets import load_dataset, load_sample
-from benchsr.data.images import Boundary, bicubic_downscale, read_image, write_image
+from benchsr.data.images import read_image, write_image
 from benchsr.metrics.quality import psnr
 
 Array = NDArray[np.float64]

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from benchsr.base.downloads import extract_zip
 from benchsr.base.errors import BenchsrError, InputError, IntegrityError, UnavailableError, UnknownIdError
+from benchsr.base.shrinking import bicubic_downscale
 from benchsr.data import fetching
 from benchsr.data.cards import load_data_card
 from benchsr.data.datasets import load_dataset
 from benchsr.data.fetching import fetch, state
-from benchsr.data.images import bicubic_downscale
 
 
 @dataclass

@@ -38,7 +38,7 @@ def score(claim: Published, sr: Tensor, hr: Tensor, grey: bool) -> float:
     metric = METRICS[claim.metric]
     if claim.quantise_sr:
         sr = (sr * 255).round() / 255
-    options = {"border": claim.border} if metric.border else {}
+    options = {"border": claim.border} if metric.inside else {}
     # Three equal channels score as their one does: so the grey levels are compared as they are.
     colour = "rgb" if grey and claim.grey == "luma" else claim.colour
     return float(metric.function(sr, hr, colour=colour, **options))

@@ -19,7 +19,7 @@ from torch import nn
 
 from benchsr.base.errors import CardError, InputError, UnavailableError
 from benchsr.base.rng import generators
-from benchsr.data.images import bicubic_downscale
+from benchsr.base.shrinking import bicubic_downscale
 from benchsr.models.network import load_network
 from benchsr.models.zoo import zoo
 from benchsr.threats.table import load_threat
