@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,16 +45,14 @@ class Comparison:
         for name, differences in self.found.items():
             for metric in dict.fromkeys(d.metric for d in differences):
                 about = METRICS[metric]
-                unit = f" ({about.unit})" if about.unit else ""
-                direction = f"{'higher' if about.higher_is_better else 'lower'} is better"
                 lead = f"{name}: " if len(self.found) > 1 else ""
-                yield f"{lead}{about.title}{unit}, {direction}", [_row(d) for d in differences if d.metric == metric]
+                yield f"{lead}{about.label}, {about.direction}", [_row(d) for d in differences if d.metric == metric]
 
     @property
     def legend(self) -> list[str]:
         """What the figures mean, and what they cannot show."""
         every = [d for differences in self.found.values() for d in differences]
-        family = max(sum(d.n > 0 for d in every if d.metric == m) for m in METRICS) // len(self.found)
+        family = max(Counter(d.metric for d in every if d.n).values(), default=0) // len(self.found)
         lines = [
             f"A is {self.a}, B is {self.b}. A - B: mean over the images that both have figures of, with its 95% "
             "bootstrap interval.",
@@ -78,15 +77,15 @@ class Comparison:
 
 
 def _row(d: Difference) -> list[str]:
-    digits = 2 if METRICS[d.metric].unit == "dB" else 3
+    shown = METRICS[d.metric].shown
     if not d.n:
         return [d.threat, "0", *["–"] * 6, ""]
     e = d.difference
-    means = [f"{v:.{digits}f}" for v in (d.a, d.b)]
+    means = [shown(v) for v in (d.a, d.b)]
     if math.isnan(e.value):
         return [d.threat, str(d.n), *means, *["–"] * 4, ""]
-    span = f"{e.value:+.{digits}f} [{e.low:+.{digits}f}, {e.high:+.{digits}f}]"
-    finds = f"{d.detectable:.{digits}f}" if math.isfinite(d.detectable) else "none"
+    span = f"{shown(e.value, '+')} [{shown(e.low, '+')}, {shown(e.high, '+')}]"
+    finds = shown(d.detectable) if math.isfinite(d.detectable) else "none"
     return [d.threat, str(d.n), *means, span, _p(d.p), _p(d.p_holm), finds, d.better]
 
 

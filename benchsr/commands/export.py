@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -13,9 +14,9 @@ from benchsr.base.errors import InputError, UnknownIdError
 from benchsr.base.files import write_atomic
 from benchsr.commands.costs import Costs
 from benchsr.leaderboard import read_leaderboard
-from benchsr.leaderboard.export import COSTS, FORMATS, exhibit, model_page, read_costs
+from benchsr.leaderboard.export import COSTS, FORMATS, PARETO, exhibit, model_page, read_costs
 from benchsr.leaderboard.plots import plot_pareto
-from benchsr.leaderboard.tables import FAMILIES
+from benchsr.leaderboard.tables import FAMILIES, metric_groups
 from benchsr.models.zoo import zoo
 
 
@@ -54,8 +55,9 @@ def write_costs(board: Path, measured: Iterable[Costs]) -> pd.DataFrame:
     data = read_costs(board)
     if (board / "leaderboard.json").is_file():
         read = read_leaderboard(board, zoo())
-        for family, members in read.families.items():
-            figure = plot_pareto(family, members, read.grid, read.protocol, data)
+        groups = metric_groups(read.protocol.metrics)
+        for (family, members), (end, metrics) in product(read.families.items(), groups.items()):
+            figure = plot_pareto(family, members, read.grid, read.protocol, data, metrics)
             if figure:
-                write_atomic(board / f"pareto{FAMILIES[family][0]}.png", drawn(figure))
+                write_atomic(board / f"{PARETO}{end}{FAMILIES[family][0]}.png", drawn(figure))
     return data

@@ -29,7 +29,7 @@ from benchsr.evaluation.ledger import stored_protocol
 from benchsr.evaluation.plan import Cell, plan, resolve
 from benchsr.evaluation.protocol import Protocol, load_protocol, select_threats
 from benchsr.evaluation.worker import Worker
-from benchsr.leaderboard.tables import DECIMALS, FAMILIES
+from benchsr.leaderboard.tables import FAMILIES
 from benchsr.metrics.quality import METRICS
 from benchsr.models.cards import Card
 from benchsr.models.zoo import select_cards
@@ -144,11 +144,11 @@ def scenes(
 
 
 def figures_of(record: Record) -> str:
-    """PSNR, SSIM and LPIPS of a line of results in words."""
+    """The figures of a line of results in words."""
     parts = []
     for name, value in record.scores.items():
         metric = METRICS[name]
-        parts.append(f"{metric.title} {value:.{DECIMALS.get(name, 3)}f} {metric.unit}".strip())
+        parts.append(f"{metric.title} {metric.shown(value)} {metric.unit}".strip())
     return " · ".join(parts)
 
 

@@ -47,4 +47,5 @@ def about_leaderboard(protocol: Protocol, dataset: Dataset, fingerprint: str | N
         description=protocol.description,
         threats=list(protocol.threats),
         images=dataset.ids,
+        metrics=protocol.metrics.names,
     )

@@ -19,7 +19,7 @@ from benchsr.evaluation.options import RunOptions
 from benchsr.evaluation.protocol import Protocol, load_protocol
 from benchsr.leaderboard import LeaderboardInfo
 from benchsr.leaderboard.flags import FLAGS, flags
-from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, SCORED, make_grid
+from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, make_grid
 from benchsr.leaderboard.tables import expected_images, show
 from benchsr.metrics.quality import METRICS
 from benchsr.models.cards import Card
@@ -104,7 +104,7 @@ def row(records: Sequence[Record], info: LeaderboardInfo) -> str:
     grid, raised = make_grid(records, expected_images(info)), flags(records)
     header = [
         "Threat",
-        *(f"{METRICS[m].title} {'↑' if METRICS[m].higher_is_better else '↓'}" for m in SCORED),
+        *(METRICS[m].heading for m in info.metrics),
         "Remarks",
     ]
     lines = []
@@ -113,7 +113,7 @@ def row(records: Sequence[Record], info: LeaderboardInfo) -> str:
         cell = cells[0]
         remarks = [f"{cell.status}: {cell.reason}"] * (not cell.ok)
         remarks += [flag for (_, t), found in raised.items() if t == threat for flag in found]
-        figures = [show(cell.estimate(metric), metric) for metric in SCORED]
+        figures = [show(cell.estimate(metric), metric) for metric in info.metrics]
         lines.append([THREATS[threat].title, *figures, escape("; ".join(remarks))])
     return markdown_table(header, lines)
 

@@ -16,7 +16,7 @@ from scipy.stats import t
 from benchsr.base.errors import InputError
 from benchsr.leaderboard.scores import Estimate, Floats, interval, resampled_means
 from benchsr.metrics.quality import METRICS
-from benchsr.results.records import Record, Status
+from benchsr.results.records import Record, Status, metrics_of
 from benchsr.threats.table import THREATS
 
 LEVEL = 0.05
@@ -123,13 +123,13 @@ class Difference:
 def compare(a: Sequence[Record], b: Sequence[Record]) -> list[Difference]:
     """Every paired difference between the records of one model and those of another, by metric and threat.
 
-    Pairs are records of one threat, data set and image. Metrics are those of the table METRICS that both have figures
-    in; each is a family of tests over its threats. Raises InputError where no image is in common.
+    Pairs are records of one threat, data set and image. Metrics are those that both have figures in; each is a
+    family of tests over its threats. Raises InputError where no image is in common.
     """
     order = {threat: i for i, threat in enumerate(THREATS)}
     threats = sorted({r.threat for r in (*a, *b)}, key=lambda threat: (order.get(threat, len(order)), threat))
     found: list[Difference] = []
-    for metric in METRICS:
+    for metric in metrics_of(a):
         family = [_difference(t, metric, *([r for r in side if r.threat == t] for side in (a, b))) for t in threats]
         tests = sum(d.n > 0 for d in family)
         adjusted = holm(np.array([d.p for d in family]))
@@ -143,15 +143,9 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> list[Difference]:
     return found
 
 
-def score(record: Record, metric: str) -> float | None:
-    """A metric's figure in a record; None where it was not computed."""
-    value = record.scores.get(metric)
-    return value
-
-
 def _difference(threat: str, metric: str, a: Sequence[Record], b: Sequence[Record]) -> Difference:
     """The difference under one threat, not adjusted for the others."""
-    sides = [{(r.dataset, r.image): v for r in side if (v := score(r, metric)) is not None} for side in (a, b)]
+    sides = [{(r.dataset, r.image): v for r in side if (v := r.scores.get(metric)) is not None} for side in (a, b)]
     common = sorted(sides[0].keys() & sides[1].keys())
     if not common:
         return Difference(threat, metric, reason=_absence(a, b))

@@ -14,15 +14,19 @@ import pandas as pd
 from benchsr.base.errors import InputError
 from benchsr.base.registry import Registry
 from benchsr.base.text import escape, markdown_table
+from benchsr.leaderboard.flags import FLAGS
 from benchsr.leaderboard.plots import ATTACKS
 from benchsr.leaderboard.report import Leaderboard
-from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, SCORED
-from benchsr.leaderboard.tables import AVERAGE, DECIMALS, CardInfo, Table, expected_images, frame, show
+from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN
+from benchsr.leaderboard.tables import AVERAGE, CardInfo, Table, expected_images, frame, show
 from benchsr.metrics.quality import METRICS
 from benchsr.threats.table import THREATS
 
 COSTS = "costs"
 """Name of the table that `benchsr costs` writes."""
+
+PARETO = "pareto"
+"""Name of the plots beside it."""
 
 
 @dataclass(frozen=True)
@@ -54,29 +58,30 @@ def read_costs(folder: Path) -> pd.DataFrame:
         data = pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); make it with: benchsr costs") from None
-    lacking = {"model", "lr_side", "machine", *COST_COLUMNS} - set(data)
+    lacking = {"model", "lr_side", "machine", "reason", *COST_COLUMNS} - set(data)
     if lacking:
         raise InputError(f"{path}: no column {', '.join(sorted(lacking))}; make it anew with: benchsr costs")
     return data
 
 
 def _figures(board: Leaderboard, table: Table) -> Exhibit:
-    columns = [(column, metric) for column in table.layout.columns for metric in SCORED]
+    columns = [(column, metric) for column in table.layout.columns for metric in table.metrics]
     cells, best = [], set()
     for i, row in enumerate(table.rows):
         line = []
         for j, (column, metric) in enumerate(columns):
             cell = row.cells[column]
-            value = cell.mean[SCORED.index(metric)]
-            line.append("–" if np.isnan(value) else f"{value:.{DECIMALS[metric]}f}" + "*" * (not cell.ok))
+            value = cell.value(metric)
+            line.append("–" if np.isnan(value) else METRICS[metric].shown(value) + "*" * (not cell.ok))
             if row.mark(column, metric) == "best":
                 best.add((i, j))
         cells.append(line)
-    up, down = ([METRICS[m].title for m in SCORED if METRICS[m].higher_is_better is way] for way in (True, False))
+    metrics = [METRICS[m] for m in table.metrics]
+    up, down = (", ".join(m.title for m in metrics if m.higher_is_better is way) or "none" for way in (True, False))
     caption = (
         f"{table.title}. {board.protocol.title}, fingerprint {board.protocol.fingerprint[:12]}. Means over "
-        f"{len(board.protocol.images)} images unless the threat has its own. Higher is better: {', '.join(up)}; lower: "
-        f"{', '.join(down)}. Bold: the best and, where so many images can separate any, what no paired test separates "
+        f"{len(board.protocol.images)} images unless the threat has its own. Higher is better: {up}; lower: {down}. "
+        f"Bold: the best and, where so many images can separate any, what no paired test separates "
         "from it; *: images missing, not ranked; –: not evaluated."
     )
     titles = {AVERAGE: "Average"} | {t: THREATS[t].title for t in table.layout.threats}
@@ -195,12 +200,13 @@ def model_page(board: Leaderboard, card: CardInfo) -> str:
     threats = [t for t in board.protocol.threats if board.grid.get((card.id, t), NOT_RUN).n]
     if not threats:
         raise InputError(f"{card.id} has no figures on this board; make them with: benchsr run --models {card.id}")
-    heads = [f"{METRICS[m].title} {'↑' if METRICS[m].higher_is_better else '↓'}" for m in SCORED]
+    metrics = board.protocol.metrics
+    heads = [METRICS[m].heading for m in metrics]
     rows = []
     for threat in threats:
         cell = board.grid[card.id, threat]
         flag = " ⚑" if (card.id, threat) in board.flags else ""
-        figures = [show(cell.estimate(metric), metric) + flag for metric in SCORED]
+        figures = [show(cell.estimate(metric), metric) + flag for metric in metrics]
         rows.append([escape(THREATS[threat].title), *figures, str(cell.n)])
     paragraphs = [
         f"## Robustness of {escape(card.title)}",
@@ -237,7 +243,8 @@ def _meaning(board: Leaderboard, card: CardInfo, threats: Sequence[str]) -> list
     if few:
         lines.append(f"Images are missing under: {', '.join(few)}.")
     if any((card.id, t) in board.flags for t in threats):
-        lines.append("⚑: the attack may have been weak, so that the figure flatters the model.")
+        raised = dict.fromkeys(flag for t in threats for flag in board.flags.get((card.id, t), ()))
+        lines.append(f"⚑: the figure may flatter the model: {'; '.join(FLAGS[flag] for flag in raised)}.")
     absent: dict[str, list[str]] = {}
     for threat in board.protocol.threats:
         if threat not in threats:

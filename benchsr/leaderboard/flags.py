@@ -8,10 +8,13 @@ number it concerns.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from math import log10, nan
 from statistics import fmean
 
-from benchsr.results.records import Record, Status, flat
+from benchsr.leaderboard.scores import sign
+from benchsr.metrics.quality import METRICS
+from benchsr.results.records import Record, Status, flat, metrics_of
 from benchsr.threats.table import THREATS
 
 FLAGS: Mapping[str, str] = {
@@ -21,15 +24,21 @@ FLAGS: Mapping[str, str] = {
     "no-gain": "the attack did not raise its loss at all",
     "transfer-stronger": "the same attack on the base network alone lowers PSNR more: what this knows does not help",
     "random-as-strong": "random noise that is no larger lowers PSNR as much",
+    "metric-gaming": "a score that needs no reference improves on the clean image's while PSNR falls by 1 dB or more: "
+    "the score is deceived",
     "not-destroyed": "with this large an eps PSNR stays above what a mere change of brightness by eps would leave",
 }
-"""Flag -> what it means. The first four are found per image, the others by comparing means over images."""
+"""Flag -> what it means. The first four are found per image, the others by comparing means over images; all but
+metric-gaming are of attacks."""
 
 MARGIN = 0.1
 """dB of mean PSNR by which one evaluation must beat another before that counts."""
 
 NOISES = ("noise", "random")
 """Threats that know nothing of the model: an attack no smaller than them should do more harm."""
+
+GAMED = 1.0
+"""dB of mean PSNR that a score without a reference must not improve over."""
 
 LARGE = 16 / 255
 """L-infinity size ([0, 1] units) from which an attack should destroy any output."""
@@ -41,11 +50,10 @@ def flags(records: Iterable[Record]) -> dict[tuple[str, str], tuple[str, ...]]:
     for record in records:
         if record.status is Status.OK and record.threat in THREATS:
             groups.setdefault((record.model, record.threat), []).append(record)
-    cells = {key: group for key, group in groups.items() if THREATS[key[1]].kind == "attack"}
-    found = {key: {flag for r in group for flag in r.health.split()} for key, group in cells.items()}
-    for model in dict.fromkeys(model for model, _ in cells):
+    found = {key: {flag for r in group for flag in r.health.split()} for key, group in groups.items()}
+    for model in dict.fromkeys(model for model, _ in groups):
         own = {threat: group for (name, threat), group in groups.items() if name == model}
-        for threat, flag in _compared(own):
+        for threat, flag in chain(_compared(own), _gamed(own)):
             found[model, threat].add(flag)
     return {key: tuple(flag for flag in FLAGS if flag in raised) for key, raised in found.items() if raised}
 
@@ -67,6 +75,18 @@ def _compared(own: Mapping[str, Sequence[Record]]) -> Iterator[tuple[str, str]]:
             shifted = -10 * log10(10 ** (-_mean(rows, "psnr") / 10) + size**2)
             if other == "clean" and size >= LARGE and psnr > shifted + 1 and "norm" not in THREATS[threat].preset:
                 yield threat, "not-destroyed"
+
+
+def _gamed(own: Mapping[str, Sequence[Record]]) -> Iterator[tuple[str, str]]:
+    """(threat, "metric-gaming") of one model, from its records by threat."""
+    clean = own.get("clean", ())
+    blind = [m for m in metrics_of(clean) if not METRICS[m].reference]
+    for threat, group in own.items():
+        if not blind or threat == "clean" or _images(group) != _images(clean):
+            continue
+        gains = (sign(m) * (_mean(group, m) - _mean(clean, m)) for m in blind)
+        if _mean(group, "psnr") <= _mean(clean, "psnr") - GAMED and any(gain > 0 for gain in gains):
+            yield threat, "metric-gaming"
 
 
 def _transfer_of(base: str, threat: str) -> bool:

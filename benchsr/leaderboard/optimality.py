@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from benchsr.leaderboard.scores import SCORED, SIGN
-from benchsr.results.records import Record, Status
+from benchsr.leaderboard.scores import sign
+from benchsr.results.records import Record, Status, metrics_of
 
 
 def optimality(records: Iterable[Record], threats: Sequence[str]) -> dict[tuple[str, str], dict[str, float]]:
@@ -21,14 +21,16 @@ def optimality(records: Iterable[Record], threats: Sequence[str]) -> dict[tuple[
     for r in records:
         if r.threat in threats and r.status is Status.OK:
             found.setdefault(r.model, {}).setdefault(r.image, {})[r.threat] = r
+    metrics = metrics_of(r for images in found.values() for rows in images.values() for r in rows.values())
+    signs = np.array([sign(m) for m in metrics])
     gaps: dict[tuple[str, str], dict[str, float]] = {}
     for model, images in found.items():
         whole = [rows for rows in images.values() if len(rows) == len(set(threats))]
         if not whole:
             continue
-        scores = np.array([[[rows[t].scores[m] for m in SCORED] for t in threats] for rows in whole])
-        signed = scores * SIGN
+        scores = np.array([[[rows[t].scores.get(m, np.nan) for m in metrics] for t in threats] for rows in whole])
+        signed = scores * signs
         mean = (signed - signed.min(axis=1, keepdims=True)).mean(axis=0)
         for threat, row in zip(threats, mean.tolist(), strict=True):
-            gaps[model, threat] = dict(zip(SCORED, row, strict=True))
+            gaps[model, threat] = dict(zip(metrics, row, strict=True))
     return gaps

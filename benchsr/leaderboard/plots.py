@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -17,8 +18,17 @@ from scipy.stats import rankdata
 
 from benchsr.base.drawing import COLOURS, GREY, GRID, MARKERS, drawn_once
 from benchsr.leaderboard.compare import LEVEL, POWER, Difference
-from benchsr.leaderboard.scores import NOT_RUN, SCORED, SIGN, Cell, Floats, Grid, average, interval
-from benchsr.leaderboard.tables import AVERAGE, FAMILIES, LAYOUTS, CardInfo, LeaderboardInfo, Table, family_cards
+from benchsr.leaderboard.scores import NOT_RUN, SCORED, Cell, Floats, Grid, average, interval, sign
+from benchsr.leaderboard.tables import (
+    AVERAGE,
+    FAMILIES,
+    LAYOUTS,
+    CardInfo,
+    LeaderboardInfo,
+    Table,
+    family_cards,
+    metric_groups,
+)
 from benchsr.metrics.quality import METRICS
 from benchsr.threats.table import SWEEP, THREATS
 
@@ -26,9 +36,12 @@ ATTACKS = LAYOUTS["table2"].threats
 
 
 def _axis_title(metric: str) -> str:
-    unit = f" ({METRICS[metric].unit})" if METRICS[metric].unit else ""
-    better = "higher" if METRICS[metric].higher_is_better else "lower"
-    return f"{METRICS[metric].title}{unit}, {better} is better"
+    return f"{METRICS[metric].label}, {METRICS[metric].direction}"
+
+
+def _width(inches: float, metrics: Sequence[str]) -> float:
+    """The width of a figure with a panel for each of `metrics`, that of three being `inches`."""
+    return inches * max(1.0, len(metrics) / len(SCORED))
 
 
 def _style(k: int) -> tuple[str, str]:
@@ -36,12 +49,14 @@ def _style(k: int) -> tuple[str, str]:
     return COLOURS[k % len(COLOURS)], MARKERS[k // len(COLOURS) % len(MARKERS)]
 
 
-def _models_figure(caption: str, models: Sequence[CardInfo], linestyle: Literal["-", ""]) -> tuple[Figure, list[Axes]]:
+def _models_figure(
+    caption: str, models: Sequence[CardInfo], linestyle: Literal["-", ""], metrics: Sequence[str]
+) -> tuple[Figure, list[Axes]]:
     """A figure of one panel a metric, with room for the legend of its models below."""
     columns = 3  # titles of four would not fit
-    figure = Figure(figsize=(11, 3.6 + 0.2 * math.ceil(len(models) / columns)), layout="constrained")
+    figure = Figure(figsize=(_width(11, metrics), 3.6 + 0.2 * math.ceil(len(models) / columns)), layout="constrained")
     figure.suptitle(caption, fontsize=10)
-    axes = list(figure.subplots(1, len(SCORED)))
+    axes = list(np.atleast_1d(figure.subplots(1, len(metrics))))
     styles = [_style(k) for k in range(len(models))]
     handles = [
         Line2D([], [], linestyle=linestyle, color=colour, marker=marker, label=card.title)
@@ -56,14 +71,14 @@ def _caption(title: str, protocol: LeaderboardInfo, details: str) -> str:
 
 
 def _panels(
-    caption: str, labels: Sequence[str], missing: Sequence[str], row_height: float
+    caption: str, labels: Sequence[str], missing: Sequence[str], row_height: float, metrics: Sequence[str]
 ) -> tuple[Figure, list[Axes], Floats]:
     """One panel a metric, with the models from top to bottom; below, the models that are not shown."""
     text = textwrap.fill("Not shown (reasons in the report): " + ", ".join(missing), 175) if missing else ""
     height = 1.4 + row_height * max(len(labels), 3) + 0.15 * len(text.splitlines())
-    figure = Figure(figsize=(12, height), layout="constrained")
+    figure = Figure(figsize=(_width(12, metrics), height), layout="constrained")
     figure.suptitle(caption, fontsize=10)
-    axes = figure.subplots(1, len(SCORED), sharey=True)
+    axes = np.atleast_1d(figure.subplots(1, len(metrics), sharey=True))
     rows = np.arange(len(labels), dtype=np.float64)
     for ax in axes:
         ax.set_ylim(len(labels) - 0.5, -0.5)
@@ -105,9 +120,11 @@ def plot_table(table: Table, protocol: LeaderboardInfo) -> Figure:
         return _empty(caption, f"No row of this table has figures yet: the reasons stand in {table.name}.md")
     columns = table.layout.columns
     names = {AVERAGE: "Average"} | {threat: THREATS[threat].title for threat in columns if threat != AVERAGE}
-    figure, axes, rows = _panels(caption, [r.card.title for r in shown], missing, 0.16 + 0.085 * len(columns))
+    figure, axes, rows = _panels(
+        caption, [r.card.title for r in shown], missing, 0.16 + 0.085 * len(columns), table.metrics
+    )
     dodge = np.linspace(-0.28, 0.28, len(columns)) if len(columns) > 1 else np.zeros(1)
-    for ax, metric in zip(axes, SCORED, strict=True):
+    for ax, metric in zip(axes, table.metrics, strict=True):
         _stripes(ax, rows)
         for k, column in enumerate(columns):
             estimates = [row.cells[column].estimate(metric) for row in shown]
@@ -132,7 +149,9 @@ def attack_average(grid: Grid, model: str) -> Cell:
     return average([grid.get((model, threat), NOT_RUN) for threat in ATTACKS])
 
 
-def plot_scatter(family: str, cards: Sequence[CardInfo], grid: Grid, protocol: LeaderboardInfo) -> Figure | None:
+def plot_scatter(
+    family: str, cards: Sequence[CardInfo], grid: Grid, protocol: LeaderboardInfo, metrics: Sequence[str] = SCORED
+) -> Figure | None:
     """What robustness costs: each model's figure on clean images against its mean over the attacks, a panel a metric.
 
     None where no model has both.
@@ -144,8 +163,8 @@ def plot_scatter(family: str, cards: Sequence[CardInfo], grid: Grid, protocol: L
     caption = _caption(
         f"Clean and attacked – {FAMILIES[family][1]}", protocol, "attacked: mean over the attacks of Table 2"
     )
-    figure, axes = _models_figure(caption, [card for card, _, _ in points], linestyle="")
-    for i, (ax, metric) in enumerate(zip(axes, SCORED, strict=True)):
+    figure, axes = _models_figure(caption, [card for card, _, _ in points], linestyle="", metrics=metrics)
+    for ax, metric in zip(axes, metrics, strict=True):
         for k, (_, clean, robust) in enumerate(points):
             x, y = clean.estimate(metric), robust.estimate(metric)
             if not np.isfinite([x.value, y.value]).all():
@@ -159,33 +178,36 @@ def plot_scatter(family: str, cards: Sequence[CardInfo], grid: Grid, protocol: L
         ax.tick_params(labelsize=8)
         ax.grid(color=GRID, linewidth=0.7)
         ax.set_axisbelow(True)
-        corner = "top right" if SIGN[i] > 0 else "bottom left"
+        corner = "top right" if METRICS[metric].higher_is_better else "bottom left"
         ax.set_title(f"better: {corner}", fontsize=8, color=GREY)
     return figure
 
 
-def plot_heat_map(family: str, cards: Sequence[CardInfo], grid: Grid, protocol: LeaderboardInfo) -> Figure | None:
+def plot_heat_map(
+    family: str, cards: Sequence[CardInfo], grid: Grid, protocol: LeaderboardInfo, metrics: Sequence[str] = SCORED
+) -> Figure | None:
     """Models by threats, a panel a metric, figures written in; None where nothing has a figure."""
     models = [c for c in cards if any(grid[m, t].n for m, t in grid if m == c.id)]
     threats = [t for t in protocol.threats if any(grid.get((c.id, t), NOT_RUN).n for c in models)]
     if not models:
         return None
     caption = _caption(f"All threats – {FAMILIES[family][1]}", protocol, "means over images; italics: images missing")
-    size = (max(3 + 0.5 * len(threats), 7.5), 2 + 3 * (0.4 + 0.25 * len(models)))
+    size = (max(3 + 0.5 * len(threats), 7.5), 2 + len(metrics) * (0.4 + 0.25 * len(models)))
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(caption, fontsize=10)
-    axes = figure.subplots(len(SCORED), 1, sharex=True)
-    for i, (ax, metric) in enumerate(zip(axes, SCORED, strict=True)):
+    axes = np.atleast_1d(figure.subplots(len(metrics), 1, sharex=True))
+    for ax, metric in zip(axes, metrics, strict=True):
         cells = [[grid.get((c.id, t), NOT_RUN) for t in threats] for c in models]
-        values = np.array([[cell.mean[i] for cell in row] for row in cells])
+        values = np.array([[cell.value(metric) for cell in row] for row in cells])
         finite = values[np.isfinite(values)]
         low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
         # Bright is good, whatever the metric's direction.
-        ax.imshow(SIGN[i] * values, cmap="cividis", aspect="auto", vmin=min(SIGN[i] * low, SIGN[i] * high))
-        middle = SIGN[i] * (low + high) / 2
+        way, about = sign(metric), METRICS[metric]
+        ax.imshow(way * values, cmap="cividis", aspect="auto", vmin=min(way * low, way * high))
+        middle = way * (low + high) / 2
         for (y, x), value in np.ndenumerate(values):
-            text = "–" if np.isnan(value) else f"{value:.{1 if metric == 'psnr' else 2}f}"
-            bright = np.isnan(value) or SIGN[i] * value > middle
+            text = "–" if np.isnan(value) else f"{value:.{about.decimals - 1}f}"
+            bright = np.isnan(value) or way * value > middle
             style = "normal" if cells[y][x].ok else "italic"
             ax.text(x, y, text, ha="center", va="center", fontsize=7, style=style, color="black" if bright else "white")
         ax.set_xticks(range(len(threats)), threats, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
@@ -199,12 +221,14 @@ def plot_heat_map(family: str, cards: Sequence[CardInfo], grid: Grid, protocol: 
 
 def rank_draws(cells: Sequence[Cell], metric: str) -> Floats:
     """Ranks (len(cells), RESAMPLES) of complete cells on the same images in every bootstrap resample; 1 is best."""
-    i = SCORED.index(metric)
-    ranks: Floats = rankdata([-SIGN[i] * cell.draws[:, i] for cell in cells], method="min", axis=0).astype(np.float64)
+    signed = [-sign(metric) * cell.of(metric, cell.draws) for cell in cells]
+    ranks: Floats = rankdata(signed, method="min", axis=0).astype(np.float64)
     return ranks
 
 
-def plot_rank_stability(family: str, cards: Sequence[CardInfo], grid: Grid, protocol: LeaderboardInfo) -> Figure | None:
+def plot_rank_stability(
+    family: str, cards: Sequence[CardInfo], grid: Grid, protocol: LeaderboardInfo, metrics: Sequence[str] = SCORED
+) -> Figure | None:
     """How sure the ranking by the mean over the attacks is: each model's rank, and where 95% of the resamples put it.
 
     None where fewer than two models are complete.
@@ -219,10 +243,10 @@ def plot_rank_stability(family: str, cards: Sequence[CardInfo], grid: Grid, prot
         protocol,
         "95% of bootstrap resamples of the images",
     )
-    figure, axes, rows = _panels(caption, [card.title for card, _ in complete], missing, 0.28)
-    for i, (ax, metric) in enumerate(zip(axes, SCORED, strict=True)):
+    figure, axes, rows = _panels(caption, [card.title for card, _ in complete], missing, 0.28, metrics)
+    for ax, metric in zip(axes, metrics, strict=True):
         _stripes(ax, rows)
-        ranks = rankdata([-SIGN[i] * cell.mean[i] for _, cell in complete], method="min")
+        ranks = rankdata([-sign(metric) * cell.value(metric) for _, cell in complete], method="min")
         for y, rank, draws in zip(rows, ranks, rank_draws([cell for _, cell in complete], metric), strict=True):
             ax.plot(interval(draws), [y, y], color=COLOURS[2], linewidth=3, alpha=0.5, solid_capstyle="round")
             ax.plot(rank, y, "o", color=COLOURS[2], markersize=6)
@@ -232,7 +256,9 @@ def plot_rank_stability(family: str, cards: Sequence[CardInfo], grid: Grid, prot
     return figure
 
 
-def plot_curves(family: str, cards: Sequence[CardInfo], grid: Grid, protocol: LeaderboardInfo) -> Figure | None:
+def plot_curves(
+    family: str, cards: Sequence[CardInfo], grid: Grid, protocol: LeaderboardInfo, metrics: Sequence[str] = SCORED
+) -> Figure | None:
     """Robustness curves: each model's figures against the attack's eps, a panel a metric, eps 0 being the clean image.
 
     None where no model has figures for the sweep.
@@ -244,9 +270,9 @@ def plot_curves(family: str, cards: Sequence[CardInfo], grid: Grid, protocol: Le
     caption = _caption(
         f"Robustness curves – {FAMILIES[family][1]}", protocol, "mean over images, 95% bootstrap interval"
     )
-    figure, axes = _models_figure(caption, models, linestyle="-")
+    figure, axes = _models_figure(caption, models, linestyle="-", metrics=metrics)
     eps = [255 * size for size in sweep.values()]
-    for ax, metric in zip(axes, SCORED, strict=True):
+    for ax, metric in zip(axes, metrics, strict=True):
         for k, card in enumerate(models):
             found = [grid[card.id, threat].estimate(metric) for threat in sweep]
             colour, marker = _style(k)
@@ -280,10 +306,11 @@ def all_plots(
     for family, (suffix, _) in FAMILIES.items():
         members = family_cards(family, grid, cards)
         ours = {pair: cell for pair, cell in grid.items() if pair[0] in {card.id for card in members}}
-        for name, plot in PLOTS.items():
-            content = drawn_once(plot, family, members, ours, protocol, kind=kind) if members else b""
+        groups = metric_groups(protocol.metrics) if members else {}
+        for (name, plot), (end, metrics) in product(PLOTS.items(), groups.items()):
+            content = drawn_once(plot, family, members, ours, protocol, metrics, kind=kind)
             if content:
-                yield name + suffix, content
+                yield name + end + suffix, content
 
 
 def plot_differences(title: str, a: str, b: str, differences: Sequence[Difference]) -> Figure:
@@ -307,9 +334,8 @@ def plot_differences(title: str, a: str, b: str, differences: Sequence[Differenc
         ax.set_ylim(len(threats) - 0.5, -0.5)
         ax.set_yticks(range(len(threats)), [f"{t} (n = {_images(differences, t)})" for t in threats], fontsize=8)
         ax.tick_params(axis="x", labelsize=8)
-        unit = f" ({METRICS[metric].unit})" if METRICS[metric].unit else ""
-        better = "A is better to the right" if METRICS[metric].higher_is_better else "A is better to the left"
-        ax.set_xlabel(f"{METRICS[metric].title}{unit}: {better}", fontsize=8)
+        side = "right" if METRICS[metric].higher_is_better else "left"
+        ax.set_xlabel(f"{METRICS[metric].label}: A is better to the {side}", fontsize=8)
     note = (
         f"Filled: sign-flip test, Holm over the threats, {LEVEL:.0%}. Grey: differences that so many images find with "
         f"a chance below {POWER:.0%}; no band where they can find none."
@@ -333,7 +359,12 @@ def pareto_front(costs: Sequence[float], values: Sequence[float], higher_is_bett
 
 
 def plot_pareto(
-    family: str, cards: Sequence[CardInfo], grid: Grid, protocol: LeaderboardInfo, costs: pd.DataFrame
+    family: str,
+    cards: Sequence[CardInfo],
+    grid: Grid,
+    protocol: LeaderboardInfo,
+    costs: pd.DataFrame,
+    metrics: Sequence[str] = SCORED,
 ) -> Figure | None:
     """Figures under attack against the multiply-accumulates of an answer, a panel a metric, with the Pareto front.
 
@@ -349,8 +380,8 @@ def plot_pareto(
         f"mean over the attacks of Table 2; an answer for {side} x {side} LR pixels, all passes; line: Pareto front"
     )
     caption = _caption(f"Robustness and costs – {FAMILIES[family][1]}", protocol, details)
-    figure, axes = _models_figure(caption, [card for card, _, _ in points], linestyle="")
-    for ax, metric in zip(axes, SCORED, strict=True):
+    figure, axes = _models_figure(caption, [card for card, _, _ in points], linestyle="", metrics=metrics)
+    for ax, metric in zip(axes, metrics, strict=True):
         shown = [(k, cell.estimate(metric), cost / 1e9) for k, (_, cell, cost) in enumerate(points)]
         shown = [(k, e, cost) for k, e, cost in shown if np.isfinite(e.value)]
         for k, estimate, cost in shown:

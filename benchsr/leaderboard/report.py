@@ -11,6 +11,7 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
@@ -39,6 +40,7 @@ from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, RESAMPLES, SCORED, C
 from benchsr.leaderboard.tables import (
     FAMILIES,
     LAYOUTS,
+    MORE,
     CardInfo,
     LeaderboardInfo,
     Table,
@@ -82,7 +84,7 @@ class Leaderboard:
     @cached_property
     def tables(self) -> dict[str, Table]:
         """Tables by name; those of the compact family end in "-compact"."""
-        return make_tables(self.grid, self.protocol.threats, self.cards, self.flags)
+        return make_tables(self.grid, self.protocol.threats, self.cards, self.flags, self.protocol.metrics)
 
     @cached_property
     def families(self) -> dict[str, list[CardInfo]]:
@@ -131,7 +133,7 @@ class Leaderboard:
                 both = (self.grid.get((card.id, t), NOT_RUN) for t in (threat, baseline))
                 difference = subtract(*both)
                 if difference.ok:
-                    found[card.id, threat, baseline] = {m: difference.estimate(m) for m in SCORED}
+                    found[card.id, threat, baseline] = {m: difference.estimate(m) for m in self.protocol.metrics}
         return found
 
     @cached_property
@@ -215,7 +217,8 @@ def write_leaderboard(
     files["claims.csv"] = _csv(claims_frame(board.judgements))
     files["report.md"] = report(board, sorted(figures))
     files["leaderboard.json"] = json.dumps(asdict(protocol), indent=2) + "\n"
-    stems = [f"{stem}{suffix}" for stem in (*LAYOUTS, *PLOTS) for suffix, _ in FAMILIES.values()]
+    ends = [f"{end}{suffix}" for end in ("", MORE) for suffix, _ in FAMILIES.values()]
+    stems = [f"{stem}{end}" for stem in (*LAYOUTS, *PLOTS) for end in ends]
     for stale in {f"{stem}.{kind}" for stem in stems for kind in ("csv", "md", "png")} - set(files):
         (folder / stale).unlink(missing_ok=True)
     for name, content in files.items():
@@ -294,7 +297,10 @@ def _brief_table(threats: Sequence[str], models: Sequence[str], grid: Grid) -> R
 
 
 def _brief(cell: Cell) -> str:
-    return f"{cell.mean[0]:.2f}{'' if cell.ok else '*'}\n{cell.mean[2]:.3f}" if cell.n else "–"
+    if not cell.n:
+        return "–"
+    psnr, lpips = ("–" if np.isnan(v := cell.value(m)) else METRICS[m].shown(v) for m in ("psnr", "lpips"))
+    return f"{psnr}{'' if cell.ok else '*'}\n{lpips}"
 
 
 def _csv(data: pd.DataFrame) -> str:
@@ -303,9 +309,10 @@ def _csv(data: pd.DataFrame) -> str:
 
 def _render(template: str, **values: object) -> str:
     environment = templates("benchsr.leaderboard")
-    environment.filters |= {"markdown": markdown, "notes": notes, "show": show}
+    environment.filters |= {"markdown": markdown, "notes": notes, "show": show, "label": lambda m: METRICS[m].label}
     environment.globals |= {
         "families": FAMILIES,
+        "more": MORE,
         "layouts": LAYOUTS,
         "metrics": {name: METRICS[name] for name in SCORED},
         "threats": THREATS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
 from typing import Literal
@@ -14,16 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchsr.metrics.quality import METRICS
-from benchsr.results.records import Record, Status
+from benchsr.results.records import Record, Status, metrics_of
 
 Floats = NDArray[np.float64]
 CellStatus = Literal["ok", "partial", "failed", "unavailable", "not run"]
 
 SCORED = ("psnr", "ssim", "lpips")
-"""Metrics of the tables, in the paper's order: the last axis of every array of scores."""
+"""Metrics of the paper's tables, in its order: the first columns of every array of scores."""
 
 SIGN = np.array([1.0 if METRICS[name].higher_is_better else -1.0 for name in SCORED])
 """Turns scores into "higher is better"."""
+
+
+def sign(metric: str) -> float:
+    """1 where higher is better, else -1: turns a metric's figures into "higher is better"."""
+    return 1.0 if METRICS[metric].higher_is_better else -1.0
+
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -42,10 +48,10 @@ class Estimate:
 class Cell:
     """One model under one threat, averaged over images.
 
-    `n` images were scored; `mean` is (3,), in the order of SCORED (PSNR in dB), and `draws` (RESAMPLES, 3) holds the
-    mean of every bootstrap resample. Two cells on the same images are resampled alike, so that draws may be
-    subtracted. Both are NaN where nothing was scored. Where `status` is not "ok", `reason` says why. `shares` are the
-    images' parts (3,) of the mean, for paired tests; a difference of cells has none.
+    `n` images were scored by `metrics`, k of them; `mean` is (k,), and `draws` (RESAMPLES, k) holds the mean of every
+    bootstrap resample. Two cells on the same images are resampled alike, so that draws may be subtracted. Both are NaN
+    where nothing was scored. Where `status` is not "ok", or a metric has no figure, `reason` says why. `shares` are
+    the images' parts (k,) of the mean, for paired tests; a difference of cells has none.
     """
 
     n: int
@@ -54,16 +60,32 @@ class Cell:
     status: CellStatus
     reason: str = ""
     shares: Mapping[str, Floats] = field(default_factory=dict)
+    metrics: tuple[str, ...] = SCORED
 
     @property
     def ok(self) -> bool:
         """Whether every image of the protocol was scored: only then may the cell be ranked or compared."""
         return self.status == "ok"
 
+    def of(self, metric: str, scores: Floats) -> Floats:
+        """One metric's part (...) of scores (..., k) of this cell; NaN where it was not computed."""
+        if metric not in self.metrics:
+            return np.full(scores.shape[:-1], np.nan)
+        return scores[..., self.metrics.index(metric)]
+
+    def value(self, metric: str) -> float:
+        """Mean of one metric."""
+        return float(self.of(metric, self.mean))
+
     def estimate(self, metric: str) -> Estimate:
         """Mean and interval of one metric."""
-        i = SCORED.index(metric)
-        return Estimate(float(self.mean[i]), *interval(self.draws[:, i]))
+        return Estimate(self.value(metric), *interval(self.of(metric, self.draws)))
+
+    def only(self, metrics: Sequence[str]) -> Cell:
+        """The same of these of its metrics alone."""
+        i = [self.metrics.index(metric) for metric in metrics]
+        shares = {image: share[i] for image, share in self.shares.items()}
+        return replace(self, mean=self.mean[i], draws=self.draws[:, i], shares=shares, metrics=tuple(metrics))
 
 
 Grid = Mapping[tuple[str, str], Cell]
@@ -109,14 +131,16 @@ def make_cell(records: Sequence[Record], expected: int) -> Cell:
         worst: CellStatus = "failed" if any(r.status is Status.FAILED for r in others) else "unavailable"
         why = "; ".join(dict.fromkeys(r.reason for r in others))
         return Cell(0, NOT_RUN.mean, NOT_RUN.draws, worst, why) if others else NOT_RUN
-    values = np.array([[r.scores.get(m, np.nan) for m in SCORED] for r in done])
+    metrics = tuple(dict.fromkeys([*SCORED, *metrics_of(done)]))
+    values = np.array([[r.scores.get(m, np.nan) for m in metrics] for r in done])
     draws = resampled_means(values, tuple(r.image for r in done))
     if not others and len(done) >= expected:
         shares = {r.image: v / len(done) for r, v in zip(done, values, strict=True)}
-        return Cell(len(done), values.mean(axis=0), draws, "ok", shares=shares)
+        lacking = "; ".join(dict.fromkeys(r.reason for r in done if r.reason))
+        return Cell(len(done), values.mean(axis=0), draws, "ok", lacking, shares, metrics)
     causes = Counter(f"{r.status}: {r.reason}" for r in others)
     why = "; ".join([f"{len(done)} of {max(expected, len(records))} images", *(f"{n} {c}" for c, n in causes.items())])
-    return Cell(len(done), values.mean(axis=0), draws, "partial", why)
+    return Cell(len(done), values.mean(axis=0), draws, "partial", why, metrics=metrics)
 
 
 def make_grid(records: Iterable[Record], expected: Mapping[str, int]) -> Grid:
@@ -132,11 +156,19 @@ def average(cells: Sequence[Cell]) -> Cell:
     lacking = [cell for cell in cells if not cell.ok]
     if lacking:
         return Cell(0, NOT_RUN.mean, NOT_RUN.draws, lacking[0].status, lacking[0].reason)
+    cells = _alike(cells)
     mean, draws = (np.mean([getattr(cell, name) for cell in cells], axis=0) for name in ("mean", "draws"))
     shares: dict[str, Floats] = {}
     for image, share in chain.from_iterable(cell.shares.items() for cell in cells):
         shares[image] = shares.get(image, 0.0) + share / len(cells)
-    return Cell(sum(cell.n for cell in cells), mean, draws, "ok", shares=shares)
+    why = "; ".join(dict.fromkeys(cell.reason for cell in cells if cell.reason))
+    return Cell(sum(cell.n for cell in cells), mean, draws, "ok", why, shares, cells[0].metrics)
+
+
+def _alike(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells with those metrics that all of them have."""
+    common = [m for m in cells[0].metrics if all(m in cell.metrics for cell in cells)]
+    return [cell.only(common) for cell in cells]
 
 
 def subtract(a: Cell, b: Cell) -> Cell:
@@ -144,5 +176,6 @@ def subtract(a: Cell, b: Cell) -> Cell:
     for cell in (a, b):
         if not cell.ok:
             return Cell(0, NOT_RUN.mean, NOT_RUN.draws, cell.status, cell.reason)
+    a, b = _alike([a, b])
     with np.errstate(invalid="ignore"):  # inf - inf: two perfect PSNRs have no difference
-        return Cell(min(a.n, b.n), a.mean - b.mean, a.draws - b.draws, "ok")
+        return Cell(min(a.n, b.n), a.mean - b.mean, a.draws - b.draws, "ok", metrics=a.metrics)

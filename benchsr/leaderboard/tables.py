@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 from benchsr.base.text import escape, markdown_table
 from benchsr.data.cards import DATASETS
 from benchsr.leaderboard.compare import tied_with_best
-from benchsr.leaderboard.scores import NOT_RUN, SCORED, SIGN, Cell, Estimate, Grid, average, make_grid
+from benchsr.leaderboard.scores import NOT_RUN, SCORED, Cell, Estimate, Grid, average, make_grid, sign
 from benchsr.metrics.quality import METRICS
 from benchsr.models.cards import PAPER_ROWS
 from benchsr.results.records import Record
@@ -22,8 +22,8 @@ from benchsr.threats.table import ADAPTIVE, SWEEP, THREATS
 AVERAGE = "avg"
 """Column of a table's average over its threats."""
 
-DECIMALS = {"psnr": 2, "ssim": 3, "lpips": 3}
-"""Digits shown; models that show the same figure share a rank."""
+MORE = "-more"
+"""Ends the names of tables and plots of metrics that the paper has not."""
 
 REPRODUCED = "reproduced here"
 """Marks networks that were trained anew for a row of the paper, whose own weights cannot be had."""
@@ -61,7 +61,7 @@ class CardInfo(Protocol):
 
 @dataclass(frozen=True)
 class LeaderboardInfo:
-    """What tables and reports say of their protocol: its settings in words, its threats, and its images' ids."""
+    """What tables and reports say of their protocol: its settings in words, its threats, images' ids and metrics."""
 
     id: str
     title: str
@@ -69,6 +69,7 @@ class LeaderboardInfo:
     description: Sequence[str]
     threats: Sequence[str]
     images: Sequence[str]
+    metrics: Sequence[str] = SCORED
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,13 @@ class Table:
     family: str
     layout: Layout
     rows: Sequence[Row]
+    metrics: tuple[str, ...] = SCORED
 
     @property
     def title(self) -> str:
         """Title with the family of its models."""
-        return f"{self.layout.title} – {FAMILIES[self.family][1]}"
+        further = ", further metrics" * (not set(SCORED) & set(self.metrics))
+        return f"{self.layout.title}{further} – {FAMILIES[self.family][1]}"
 
     def in_paper(self, card: CardInfo) -> bool:
         """Whether the row is one of the paper's; a compact network never is, whatever row it follows."""
@@ -188,23 +191,38 @@ def family_cards(family: str, grid: Grid, cards: Mapping[str, CardInfo]) -> list
     return sorted(chosen, key=place)
 
 
+def metric_groups(metrics: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """What end of names -> metrics of one table or plot: the paper's in its order, and all others."""
+    found = list(metrics)
+    groups = {"": tuple(m for m in SCORED if m in found), MORE: tuple(m for m in found if m not in SCORED)}
+    return {end: group for end, group in groups.items() if group}
+
+
 def make_tables(
-    grid: Grid, threats: Iterable[str], cards: Mapping[str, CardInfo], flagged: Container[tuple[str, str]] = ()
+    grid: Grid,
+    threats: Iterable[str],
+    cards: Mapping[str, CardInfo],
+    flagged: Container[tuple[str, str]] = (),
+    metrics: Iterable[str] = SCORED,
 ) -> dict[str, Table]:
     """All tables by name: those with a threat among `threats`, for every family with a model.
 
+    Each has the paper's metrics among `metrics`; others have a table of their own, whose name ends in "-more".
+
     `flagged`: (model, threat) whose figures come from an attack that may have been weak.
     """
-    wanted, tables = set(threats), {}
+    wanted, groups, tables = set(threats), metric_groups(metrics), {}
     for family, (suffix, _) in FAMILIES.items():
         members = family_cards(family, grid, cards)
         for name, layout in LAYOUTS.items():
             if members and wanted & set(layout.threats):
                 cells = [_cells(layout, grid, card.id) for card in members]
-                ranks, tied = _ranked(cells, layout), _tied(cells, layout)
                 marks = [{t for t in layout.threats if (card.id, t) in flagged} for card in members]
-                made = [Row(*row) for row in zip(members, cells, ranks, tied, marks, strict=True)]
-                tables[name + suffix] = Table(name + suffix, family, layout, made)
+                for end, group in groups.items():
+                    ranks, tied = _ranked(cells, layout, group), _tied(cells, layout, group)
+                    made = [Row(*row) for row in zip(members, cells, ranks, tied, marks, strict=True)]
+                    whole = name + end + suffix
+                    tables[whole] = Table(whole, family, layout, made, group)
     return tables
 
 
@@ -212,7 +230,8 @@ def tables(
     records: Iterable[Record], protocol: LeaderboardInfo, cards: Mapping[str, CardInfo]
 ) -> dict[str, pd.DataFrame]:
     """The tables of `records` as data frames, by name; see `frame`."""
-    made = make_tables(make_grid(records, expected_images(protocol)), protocol.threats, cards)
+    grid = make_grid(records, expected_images(protocol))
+    made = make_tables(grid, protocol.threats, cards, metrics=protocol.metrics)
     return {name: frame(table) for name, table in made.items()}
 
 
@@ -221,19 +240,21 @@ def _cells(layout: Layout, grid: Grid, model: str) -> dict[str, Cell]:
     return {**cells, AVERAGE: average(list(cells.values()))} if layout.average else cells
 
 
-def _ranked(rows: Sequence[Mapping[str, Cell]], layout: Layout) -> list[dict[tuple[str, str], int]]:
+def _ranked(
+    rows: Sequence[Mapping[str, Cell]], layout: Layout, metrics: Sequence[str]
+) -> list[dict[tuple[str, str], int]]:
     """Rank complete cells column by column, on the figures as shown; equal figures share the better rank."""
     ranks: list[dict[tuple[str, str], int]] = [{} for _ in rows]
     for column in layout.columns:
-        for i, metric in enumerate(SCORED):
-            full = [r for r, row in enumerate(rows) if row[column].ok and not np.isnan(row[column].mean[i])]
-            shown = [-SIGN[i] * round(float(rows[r][column].mean[i]), DECIMALS[metric]) for r in full]
+        for metric in metrics:
+            full = [r for r, row in enumerate(rows) if row[column].ok and not np.isnan(row[column].value(metric))]
+            shown = [-sign(metric) * round(rows[r][column].value(metric), METRICS[metric].decimals) for r in full]
             for r, rank in zip(full, rankdata(shown, method="min"), strict=True):
                 ranks[r][column, metric] = int(rank)
     return ranks
 
 
-def _tied(rows: Sequence[Mapping[str, Cell]], layout: Layout) -> list[set[tuple[str, str]]]:
+def _tied(rows: Sequence[Mapping[str, Cell]], layout: Layout, metrics: Sequence[str]) -> list[set[tuple[str, str]]]:
     """For each row where it is tied with the best (see `tied_with_best`), in columns that images can separate."""
     tied: list[set[tuple[str, str]]] = [set() for _ in rows]
     for column in layout.columns:
@@ -242,8 +263,9 @@ def _tied(rows: Sequence[Mapping[str, Cell]], layout: Layout) -> list[set[tuple[
         if len(sets) != 1:
             continue
         images = sets.pop()
-        for i, metric in enumerate(SCORED):
-            scores = [np.array([rows[r][column].shares[image][i] for image in images]) for r in full]
+        for metric in metrics:
+            cells = [rows[r][column] for r in full]
+            scores = [np.array([cell.of(metric, cell.shares[image]) for image in images]) for cell in cells]
             whole = [(r, s) for r, s in zip(full, scores, strict=True) if not np.isnan(s).any()]
             found = tied_with_best([s for _, s in whole], images, METRICS[metric].higher_is_better)
             for (r, _), is_tied in zip(whole, found or [], strict=bool(found)):
@@ -264,7 +286,7 @@ def frame(table: Table) -> pd.DataFrame:
             line |= {"training_data": row.card.training_data, "fine_tuning_data": row.card.fine_tuning_data}
         for column, cell in row.cells.items():
             line |= {f"{column}_n": cell.n, f"{column}_status": cell.status, f"{column}_reason": cell.reason}
-            for metric in SCORED:
+            for metric in table.metrics:
                 estimate, name = cell.estimate(metric), f"{column}_{metric}"
                 line |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
                 line |= {
@@ -280,7 +302,7 @@ def show(estimate: Estimate, metric: str) -> str:
     """A figure with its interval at the metric's digits: "27.91 [27.02, 28.83]"; a dash where there is none."""
     if np.isnan(estimate.value):
         return "–"
-    value, low, high = (f"{x:.{DECIMALS[metric]}f}" for x in (estimate.value, estimate.low, estimate.high))
+    value, low, high = map(METRICS[metric].shown, (estimate.value, estimate.low, estimate.high))
     return f"{value} [{low}, {high}]"
 
 
@@ -294,7 +316,7 @@ def markdown(table: Table) -> str:
     """The table in Markdown: best bold, second underlined, each figure with its interval, incomplete cells with n."""
     layout = table.layout
     names = {AVERAGE: "Average"} | {threat: THREATS[threat].title for threat in layout.threats}
-    metrics = [(m, f"{METRICS[m].title} {'↑' if METRICS[m].higher_is_better else '↓'}") for m in SCORED]
+    metrics = [(m, METRICS[m].heading) for m in table.metrics]
     header = ["Model", *["Training data", "Fine-tuning data"] * layout.provenance]
     rows = []
     for row in table.rows:
@@ -331,14 +353,17 @@ class Note:
 
 
 def notes(tables: Iterable[Table]) -> list[Note]:
-    """A note for every incomplete cell, one for all models that lack the same threats for the same reason."""
+    """A note for every incomplete cell and for every metric without figures, one for all models that lack the same
+    threats for the same reason.
+    """
     threats: dict[tuple[str, str], dict[str, None]] = {}
     for table in tables:
         for row in table.rows:
             for threat in table.layout.threats:
                 cell = row.cells[threat]
-                if not cell.ok:
-                    threats.setdefault((row.card.title, f"{cell.status}: {cell.reason}"), {})[threat] = None
+                if not cell.ok or (cell.reason and any(np.isnan(cell.value(m)) for m in table.metrics)):
+                    reason = cell.reason if cell.ok else f"{cell.status}: {cell.reason}"
+                    threats.setdefault((row.card.title, reason), {})[threat] = None
     models: dict[tuple[tuple[str, ...], str], list[str]] = {}
     for (title, reason), lacking in threats.items():
         models.setdefault((tuple(lacking), reason), []).append(title)

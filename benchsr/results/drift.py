@@ -56,14 +56,22 @@ def drift(fresh: Sequence[Record], committed: Sequence[Record]) -> tuple[list[Mo
             lost[old.model, old.threat] = (old, f"{new.status}: {new.reason}")
         elif new.key == old.key:
             cells.setdefault((old.model, old.threat), []).append((old, new))
-    moved = [Moved(*cell, "psnr", old.scores.get("psnr", 0.0), None, why) for cell, (old, why) in lost.items()]
+    moved = [
+        Moved(*cell, metric, value, None, why)
+        for cell, (old, why) in lost.items()
+        for metric, value in [*old.scores.items()][:1]
+    ]
     moved += [found for cell, pairs in cells.items() for found in _moved(*cell, pairs)]
     return moved, len(cells) + len(lost)
 
 
 def _moved(model: str, threat: str, pairs: Sequence[tuple[Record, Record]]) -> Iterator[Moved]:
     for metric in metrics_of(old for old, _ in pairs):
-        if any(metric not in side.scores for pair in pairs for side in pair):
+        if any(metric not in old.scores for old, _ in pairs):
+            continue
+        if gone := [new for _, new in pairs if metric not in new.scores]:
+            before = fmean(old.scores[metric] for old, _ in pairs)
+            yield Moved(model, threat, metric, before, None, gone[0].reason or f"no figure of {gone[0].image}")
             continue
         values = [(old.scores[metric], new.scores[metric]) for old, new in pairs]
         before, after = (fmean(side) for side in zip(*values, strict=True))

@@ -21,12 +21,13 @@ from benchsr.base.files import write_atomic, write_changed
 from benchsr.base.text import templates
 from benchsr.evaluation.ledger import stored_protocol
 from benchsr.leaderboard import Leaderboard, read_leaderboard
+from benchsr.leaderboard.export import COST_COLUMNS, COSTS, PARETO, cost_caption, cost_cells, read_costs
 from benchsr.leaderboard.flags import FLAGS, flags
 from benchsr.leaderboard.paper import judge_printed
 from benchsr.leaderboard.plots import all_plots
-from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, SCORED, SIGN, Cell
-from benchsr.leaderboard.tables import AVERAGE, DECIMALS, FAMILIES, LAYOUTS, CardInfo, Table, notes
-from benchsr.metrics.quality import METRICS
+from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, SCORED, Cell, sign
+from benchsr.leaderboard.tables import AVERAGE, FAMILIES, LAYOUTS, MORE, CardInfo, Table, notes
+from benchsr.metrics.quality import METRICS, Metric
 from benchsr.models.zoo import zoo
 from benchsr.threats.table import THREATS
 
@@ -75,6 +76,11 @@ class Sheet:
     board: Leaderboard
     family: str
 
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """The board's metrics, as its columns have them."""
+        return {m: METRICS[m] for m in dict.fromkeys(m for table in self.tables for m in table.metrics)}
+
     @cached_property
     def tables(self) -> list[Table]:
         """The leaderboard's tables of this family; their rows are the same models in the same order."""
@@ -111,15 +117,18 @@ class Sheet:
             views = [
                 _view(table, i, column, metric, shades[table.name], raised.get((first.card.id, column), ()))
                 for table, column in self.places()
-                for metric in SCORED
+                for metric in table.metrics
             ]
+            # The further metrics of a column have a table of their own, but stand beside the others here.
+            columns, metrics = list(self.columns), list(self.metrics)
+            views.sort(key=lambda view: (columns.index(view.column), metrics.index(view.metric)))
             reasons = [table.rows[i].cells[column].reason for table, column in self.places()]
             made.append(Row(first.card, views, "" if any(v.n for v in views) else max(reasons, key=reasons.count)))
         return made
 
 
 def _layout(table: Table) -> str:
-    return table.name.removesuffix(FAMILIES[table.family][0])
+    return next(name for name, layout in LAYOUTS.items() if layout is table.layout)
 
 
 def _column_id(table: Table, column: str) -> str:
@@ -130,9 +139,9 @@ def _shades(table: Table) -> dict[tuple[str, str], tuple[float, float]]:
     """(worst, best) complete finite figure of each column and metric."""
     found = {}
     for column in table.layout.columns:
-        for i, metric in enumerate(SCORED):
+        for metric in table.metrics:
             cells = [row.cells[column] for row in table.rows]
-            signed = [float(SIGN[i] * c.mean[i]) for c in cells if c.ok and np.isfinite(c.mean[i])]
+            signed = [sign(metric) * c.value(metric) for c in cells if c.ok and np.isfinite(c.value(metric))]
             found[column, metric] = (min(signed, default=0.0), max(signed, default=0.0))
     return found
 
@@ -146,13 +155,13 @@ def _view(
     raised: tuple[str, ...],
 ) -> View:
     row, where = table.rows[i], _column_id(table, column)
-    cell, rank, k = row.cells[column], row.ranks.get((column, metric)), SCORED.index(metric)
+    cell, rank = row.cells[column], row.ranks.get((column, metric))
     note = "" if cell.ok else f"{cell.status}: {cell.reason}"
     estimate = cell.estimate(metric)
     if math.isnan(estimate.value):
-        return View(where, metric, note=note)
+        return View(where, metric, note=note or cell.reason)
     worst, best = shades[column, metric]
-    quality = (SIGN[k] * estimate.value - worst) / (best - worst) if best > worst else 0.0
+    quality = (sign(metric) * estimate.value - worst) / (best - worst) if best > worst else 0.0
     return View(
         where,
         metric,
@@ -169,7 +178,7 @@ def _view(
 
 
 def _shown(value: float, metric: str) -> str:
-    return "∞" if math.isinf(value) else f"{value:.{DECIMALS[metric]}f}"
+    return "∞" if math.isinf(value) else METRICS[metric].shown(value)
 
 
 def build_site(leaderboards: Path, out: Path) -> list[Path]:
@@ -185,11 +194,15 @@ def build_site(leaderboards: Path, out: Path) -> list[Path]:
     boards = {folder: _read_board(folder, cards) for folder in folders}
     sheets = [Sheet(board, family) for board in boards.values() for family in board.families if board.tables]
     plots = {board.protocol.id: list(_write_plots(board, out)) for board in boards.values()}
+    for folder, board in boards.items():
+        plots[board.protocol.id] += _copy_pareto(folder, board, out)
     figures = {board.protocol.id: _copy_figures(folder, board, out) for folder, board in boards.items()}
     for folder, board in boards.items():
         write_atomic(out / "data" / f"{board.protocol.id}.csv", (folder / "results.csv").read_bytes())
     environment = _environment()
     shown = {"boards": list(boards.values()), "sheets": sheets, "plots": plots, "figures": figures}
+    shown |= {"costs": {board.protocol.id: _costs(folder, out, board) for folder, board in boards.items()}}
+    shown["metrics"] = {name: metric for sheet in sheets for name, metric in sheet.metrics.items()}
     pages = {out / "index.html": environment.get_template("index.html.j2").render(shown, printed=judge_printed())}
     for model in dict.fromkeys(row.card.id for sheet in sheets for row in sheet.rows):
         extras = {
@@ -233,7 +246,7 @@ def _environment() -> Environment:
     environment.globals |= {
         "families": FAMILIES,
         "layouts": LAYOUTS,
-        "metrics": {name: METRICS[name] for name in SCORED},
+        "printed_metrics": {name: METRICS[name] for name in SCORED},
         "flag_texts": FLAGS,
         "confidence": f"{CONFIDENCE:.0%}",
     }
@@ -265,16 +278,17 @@ def _write_curves(model: str, sheets: Sequence[Sheet], out: Path) -> Iterator[tu
 
 
 def plot_curves(model: str, cells: Mapping[str, Sequence[Cell]]) -> Figure:
-    """A panel for each metric: the model's figures over eps with their intervals, the other models thin and grey.
+    """The model's figures over eps with their intervals, the other models thin and grey; a panel for each of the
+    paper's metrics.
 
     `cells` holds for each model one cell for each threat of CURVE; incomplete ones are left out. Axes and text are of a
     grey that can be read on a light and on a dark page.
     """
     eps = [255 * float(THREATS[threat].defaults.get("eps", 0.0)) for threat in CURVE]
     grey, figure = "#808080", Figure(figsize=(10, 3.2), layout="constrained")
-    for i, (ax, metric) in enumerate(zip(figure.subplots(1, len(SCORED)), SCORED, strict=True)):
+    for ax, metric in zip(figure.subplots(1, len(SCORED)), SCORED, strict=True):
         for name, row in cells.items():
-            done = [(x, cell.mean[i], cell.estimate(metric)) for x, cell in zip(eps, row, strict=True) if cell.ok]
+            done = [(x, cell.value(metric), cell.estimate(metric)) for x, cell in zip(eps, row, strict=True) if cell.ok]
             x, y = [x for x, _, _ in done], [value for _, value, _ in done]
             if name != model:
                 ax.plot(x, y, color=grey, linewidth=0.8, alpha=0.5)
@@ -284,7 +298,7 @@ def plot_curves(model: str, cells: Mapping[str, Sequence[Cell]]) -> Figure:
             )
             ax.plot(x, y, "o-", color="#1f9090", linewidth=2, markersize=4, zorder=3)
         ax.set_xlabel("eps (1/255)", color=grey)
-        ax.set_title(f"{METRICS[metric].title}{' (dB)' if metric == 'psnr' else ''}", color=grey, fontsize=10)
+        ax.set_title(METRICS[metric].label, color=grey, fontsize=10)
         ax.tick_params(colors=grey, labelsize=8)
         ax.grid(color=grey, alpha=0.25, linewidth=0.6)
         for edge in ax.spines.values():
@@ -301,6 +315,28 @@ def _copy_figures(folder: Path, board: Leaderboard, out: Path) -> list[dict[str,
     shutil.copytree(folder / "figures", out / where, dirs_exist_ok=True)
     comparisons: list[dict[str, object]] = json.loads(index.read_text(encoding="utf-8"))["comparisons"]
     return [{**comparison, "folder": where} for comparison in comparisons]
+
+
+def _costs(folder: Path, out: Path, board: Leaderboard) -> dict[str, object] | None:
+    """What `benchsr costs` wrote about the models of the leaderboard, if it did; its file stands beside the page."""
+    if not (folder / f"{COSTS}.csv").exists():
+        return None
+    data = read_costs(folder)
+    write_changed(out / "data" / f"{board.protocol.id}-{COSTS}.csv", (folder / f"{COSTS}.csv").read_bytes())
+    titles = [title for title, _ in COST_COLUMNS.values()]
+    named = [board.cards[model].title if model in board.cards else model for model in data["model"]]
+    rows = list(zip(data["model"], named, cost_cells(data), data["reason"].fillna(""), strict=True))
+    return {"titles": titles, "rows": rows, "caption": cost_caption(data)}
+
+
+def _copy_pareto(folder: Path, board: Leaderboard, out: Path) -> Iterator[tuple[str, str]]:
+    """Copy the plots that `benchsr costs` drew; yields (family, path from the page)."""
+    for family, (suffix, _) in FAMILIES.items():
+        for source in (folder / f"{PARETO}{end}{suffix}.png" for end in ("", MORE)):
+            if source.exists():
+                path = f"plots/{board.protocol.id}/{source.name}"
+                write_changed(out / path, source.read_bytes())
+                yield family, path
 
 
 def _copy_certificates(model: str, folders: Sequence[Path], out: Path) -> Iterator[tuple[str, list[str]]]:

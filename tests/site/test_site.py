@@ -22,7 +22,8 @@ from benchsr.base.errors import InputError
 from benchsr.base.registry import Registry
 from benchsr.leaderboard import LeaderboardInfo
 from benchsr.leaderboard.plots import all_plots
-from benchsr.leaderboard.tables import DECIMALS, LAYOUTS
+from benchsr.leaderboard.tables import LAYOUTS
+from benchsr.metrics.quality import METRICS
 from benchsr.models.cards import Card
 from benchsr.models.zoo import zoo
 from benchsr.results.records import Record, Status, write_results
@@ -173,7 +174,7 @@ def test_every_figure_of_the_table_is_the_mean_of_results_csv(site: Path, protoc
             assert "–" in text
             continue
         assert float(value) == pytest.approx(want, rel=1e-8), (section, model, column, metric)
-        shown = "∞" if np.isinf(want) else f"{want:.{DECIMALS[metric]}f}"
+        shown = "∞" if np.isinf(want) else METRICS[metric].shown(float(want))
         assert text.split()[0] == shown
         seen += 1
     complete = expected.dropna()

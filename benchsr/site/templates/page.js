@@ -28,12 +28,14 @@ if (controls) {
     const known = new Set(heads.flatMap((th) => [th.dataset.c, "@" + th.dataset.layout]));
     for (const option of controls.elements.threats.options) option.disabled = option.value !== "" && !known.has(option.value);
     if (controls.elements.threats.selectedOptions[0]?.disabled ?? true) controls.elements.threats.value = "";
+    const metrics = new Set(all("thead [data-m]", sheet).map((th) => th.dataset.m));
+    for (const radio of controls.elements.metric) radio.disabled = radio.value !== "" && !metrics.has(radio.value);
+    if ([...controls.elements.metric].some((radio) => radio.checked && radio.disabled)) controls.elements.metric.value = "";
     const { threats, metric, find } = chosen();
     for (const part of all("main [data-protocol]")) {
       part.hidden = part.dataset.protocol !== protocol || (part.dataset.family !== undefined && part.dataset.family !== sheet.dataset.family);
     }
     const columns = new Set(heads.filter((th) => ["", th.dataset.c, "@" + th.dataset.layout].includes(threats)).map((th) => th.dataset.c));
-    const metrics = new Set(all("[data-m]", heads[0].closest("thead")).map((th) => th.dataset.m));
     const first = metric || [...metrics][0];
     for (const cell of all("[data-c]", sheet)) {
       cell.hidden = !columns.has(cell.dataset.c) || Boolean(metric && cell.dataset.m && cell.dataset.m !== metric);
