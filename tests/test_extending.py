@@ -12,11 +12,18 @@ import torch
 from torch import Tensor, nn
 from toys import FakeLpips, toy_card
 
+from benchsr.base.errors import InputError
 from benchsr.base.registry import Registry
+from benchsr.commands.compare import compare_named
 from benchsr.commands.run import evaluate
 from benchsr.defences.table import DEFENCES, Defence
 from benchsr.evaluation.options import RunOptions
+from benchsr.leaderboard import read_leaderboard
+from benchsr.leaderboard.export import exhibit
 from benchsr.metrics.quality import METRICS, Metric
+from benchsr.models.zoo import zoo
+from benchsr.results.records import write_results
+from benchsr.site.build import build_site
 from benchsr.threats.table import THREATS, ThreatSpec
 
 
@@ -26,6 +33,10 @@ def darken(x: Tensor, gens: Sequence[torch.Generator], *, by: float = 0.25) -> T
 
 def brightness(sr: Tensor, hr: Tensor) -> Tensor:
     return (sr - hr).double().flatten(1).mean(1)
+
+
+def contrast(sr: Tensor) -> Tensor:
+    return sr.double().flatten(1).std(1)
 
 
 class Brighter(nn.Module):
@@ -46,6 +57,7 @@ def _added(monkeypatch: pytest.MonkeyPatch) -> None:
 
     add(THREATS, "darker", ThreatSpec("Darker", "corruption", darken))
     add(METRICS, "bias", Metric("bias", "Bias", "", True, brightness))
+    add(METRICS, "contrast", Metric("contrast", "Contrast", "grey levels", False, contrast, decimals=4))
     add(DEFENCES, "brighter", Defence("Brighter", lambda network, *, seed, by: Brighter(network, by)))
 
 
@@ -60,7 +72,8 @@ def test_one_of_each_is_seen_in_a_run(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "mine.toml").write_text(
         f'id = "mine"\ntitle = "Mine"\ndataset = "{tmp_path / "cat.toml"}"\n'
         'crop = 16\nthreats = ["clean", "darker"]\n'
-        '[metrics]\nnames = ["psnr", "ssim", "lpips", "bias"]\nquantise_sr = false\n[settings.darker]\nby = 0.1\n'
+        '[metrics]\nnames = ["psnr", "ssim", "lpips", "bias", "contrast", "ms-ssim"]\nquantise_sr = false\n'
+        "[settings.darker]\nby = 0.1\n"
     )
     plain = toy_card(tmp_path, "toy-plain")
     defended = tmp_path / "toy-defended.toml"
@@ -75,3 +88,40 @@ def test_one_of_each_is_seen_in_a_run(tmp_path: Path, monkeypatch: pytest.Monkey
     assert bias["bicubic", "darker"] - bias["bicubic", "clean"] == pytest.approx(-0.1, abs=0.01)
     assert 0.02 < bias["toy-defended", "clean"] - bias["toy-plain", "clean"] <= 0.125
     assert "darker" in (tmp_path / "out" / "mine" / "leaderboard.json").read_text()
+    _metrics_are_everywhere(tmp_path / "out" / "mine", table)
+
+
+def _metrics_are_everywhere(board: Path, results: pd.DataFrame) -> None:
+    """The new metrics in tables, report, plots, page and comparison; one that cannot be computed with its reason."""
+    clean = results.contrast.droplevel("image")["toy-plain", "clean"]
+    further = pd.read_csv(board / "table1-more-compact.csv").set_index("model")
+    assert further.clean_contrast.to_dict()["toy-plain"] == pytest.approx(clean, rel=1e-5)
+    assert further.loc[further.clean_contrast.idxmin(), "clean_contrast_rank"] == 1  # lower is better
+    assert not [name for name in pd.read_csv(board / "table1-compact.csv") if "bias" in name or "contrast" in name]
+    text = (board / "table1-more-compact.md").read_text()
+    title = THREATS["clean"].title
+    assert " | ".join(f"{title} {metric}" for metric in ("Bias ↑", "Contrast ↓", "MS-SSIM ↑")) in text
+    assert f"{clean:.4f}" in text
+    assert "ms-ssim: a border of 4 must leave 161 pixels a side; the images are (1, 3, 64, 64)" in text
+    assert (board / "heatmap-more-compact.png").is_file()
+    assert "](heatmap-more-compact.png)" in (board / "report.md").read_text()
+
+    shown = compare_named("toy-plain", "toy-defended", "mine", board.parent)
+    titles = [title for title, _ in shown.sections()]
+    assert titles[3:] == ["Bias, higher is better", "Contrast (grey levels), lower is better"]
+    [page] = [path for path in build_site(board.parent, board.parent / "page") if path.name == "index.html"]
+    html = page.read_text()
+    assert f'data-c="clean" data-m="contrast" data-v="{results.contrast["bicubic", "clean", "chelsea"]:.9g}"' in html
+    assert '<input type="radio" name="metric" value="bias">' in html
+    assert exhibit(read_leaderboard(board, zoo()), board, "table1-more-compact").columns[1][1] == "Contrast"
+
+
+def test_two_metrics_of_one_name_are_one_clear_error() -> None:
+    with pytest.raises(InputError, match="metric 'psnr' is registered already; give one of the two another name"):
+        METRICS.add("psnr", Metric("psnr", "Mine", "", True, contrast))
+
+
+@pytest.mark.parametrize("name", ["seed", "Mine", "a b"])
+def test_a_metric_cannot_be_called_as_another_column_is(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"no column of results.csv can be called '{name}'"):
+        write_results(tmp_path / "results.csv", [], [name])

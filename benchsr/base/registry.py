@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Generic, TypeVar
 
-from benchsr.base.errors import UnknownIdError
+from benchsr.base.errors import InputError, UnknownIdError
 
 T = TypeVar("T")
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 class Registry(Mapping[str, T], Generic[T]):
     """A read-mostly mapping from id to entry, in order of registration.
 
-    `kind` ("model", "threat", ...) is used in error messages. Duplicate ids raise ValueError and leave the registry as
+    `kind` ("model", "threat", ...) is used in error messages. Duplicate ids raise InputError and leave the registry as
     it was; unknown ids raise UnknownIdError naming the nearest known ones.
     """
 
@@ -27,7 +27,7 @@ class Registry(Mapping[str, T], Generic[T]):
     def add(self, name: str, entry: T) -> T:
         """Register `entry` under `name` and return it."""
         if name in self._entries:
-            raise ValueError(f"{self.kind} {name!r} is registered already")
+            raise InputError(f"{self.kind} {name!r} is registered already; give one of the two another name")
         self._entries[name] = entry
         return entry
 

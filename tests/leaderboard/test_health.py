@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from benchsr.leaderboard.flags import FLAGS, flags
 from benchsr.metrics.objective import Objective
+from benchsr.metrics.quality import METRICS, Metric
 from benchsr.results.records import Record, Status
 from benchsr.threats.attacks import FGSM, PGD, AttackTrace
 from benchsr.threats.health import attack_flags
@@ -125,3 +126,29 @@ def test_a_brightness_shift_is_what_an_attack_must_beat() -> None:
     eps = 32 / 255
     clean, shifted = (-10 * log10(float(error.square().mean())) for error in (noise, noise + eps))
     assert shifted == pytest.approx(-10 * log10(10 ** (-clean / 10) + eps**2), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("psnr", "sharpness", "higher", "flagged"),
+    [
+        (28.9, 0.6, True, True),
+        (28.9, 0.4, False, True),
+        (28.9, 0.4, True, False),  # the score falls too
+        (29.1, 0.6, True, False),  # PSNR hardly falls
+    ],
+)
+def test_a_score_without_reference_that_an_attack_improves_is_gamed(
+    psnr: float, sharpness: float, higher: bool, flagged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sharp(sr: Tensor) -> Tensor:
+        return sr.flatten(1).std(1)
+
+    monkeypatch.setattr(METRICS, "_entries", {**METRICS, "sharp": Metric("sharp", "Sharp", "", higher, sharp)})
+
+    def cell(threat: str, psnr: float, sharpness: float) -> list[Record]:
+        scores = {"psnr": psnr, "sharp": sharpness}
+        return [Record("p", "d", "m", threat, f"i{k}", Status.OK, scores=scores, key="0" * 64) for k in range(3)]
+
+    raised = flags([*cell("clean", 30.0, 0.5), *cell("pgd", psnr, sharpness)])
+    assert ("metric-gaming" in raised.get(("m", "pgd"), ())) is flagged
+    assert "metric-gaming" not in raised.get(("m", "clean"), ())

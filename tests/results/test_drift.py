@@ -55,6 +55,12 @@ def test_a_figure_that_got_lost_has_moved() -> None:
     assert "was not evaluated" in str(vanished)
 
 
+def test_one_metric_that_got_lost_has_moved() -> None:
+    [found], _ = drift([changed(OLD[0], ssim=None, reason="ssim: too small"), *OLD[1:]], OLD)
+    assert (found.threat, found.metric, found.before, found.now) == ("clean", "ssim", 0.5, None)
+    assert "too small" in str(found)
+
+
 def test_infinite_stays_infinite_and_finite_may_not_become_it() -> None:
     perfect = [changed(r, psnr=INFINITE) for r in OLD]
     assert drift(perfect, perfect)[0] == []

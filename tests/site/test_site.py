@@ -20,6 +20,8 @@ from PIL import Image
 
 from benchsr.base.errors import InputError
 from benchsr.base.registry import Registry
+from benchsr.commands.costs import Costs
+from benchsr.commands.export import write_costs
 from benchsr.leaderboard import LeaderboardInfo
 from benchsr.leaderboard.plots import all_plots
 from benchsr.leaderboard.tables import LAYOUTS
@@ -102,6 +104,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     synthetic(folder / "boards", "quick", tuple(FIXED))
     synthetic(folder / "boards", "adaptive", CURVE)
     comparison(folder / "boards" / "quick" / "figures")
+    measured = [Costs("certsr", 64, 16_697_987, 10, 21, 73_600_000_000, 5_000_000, 1.5, "a machine")]
+    write_costs(folder / "boards" / "quick", [*measured, Costs("esrgan", 64, reason=f"no weights: {HOSTILE}")])
+    Image.new("RGB", (8, 8)).save(folder / "boards" / "quick" / "pareto.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("benchsr.site.build.zoo", zoo_with_stranger)
         patch.setattr("benchsr.site.build.all_plots", lambda *args: islice(all_plots(*args), 2))
@@ -180,6 +185,19 @@ def test_every_figure_of_the_table_is_the_mean_of_results_csv(site: Path, protoc
     complete = expected.dropna()
     families = {c.id: 2 if c.family == "both" else 1 for c in zoo_with_stranger().values()}
     assert seen >= sum(families[m] for m, _ in complete.index) * 3
+
+
+def test_costs_stand_in_the_page_of_their_board(site: Path) -> None:
+    html = (site / "index.html").read_text()
+    section = html[html.index('<section id="costs"') : html.index('<section id="plots"')]
+    assert section.count("<div data-protocol=") == 1
+    assert '<div data-protocol="quick">' in section
+    assert "<td>16.70</td><td>73.60</td><td>21</td><td>5</td><td>1.5</td>" in section
+    assert "for one LR image of 64 x 64 pixels" in section
+    assert "<td>–</td>" in section
+    assert (site / "data" / "quick-costs.csv").is_file()
+    assert (site / "plots" / "quick" / "pareto.png").is_file()
+    assert 'src="plots/quick/pareto.png"' in html
 
 
 def test_model_pages_repeat_the_same_figures(site: Path) -> None:
