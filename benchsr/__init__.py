@@ -1,4 +1,4 @@
-"""benchsr: adversarial robustness benchmark for x4 image super-resolution.
+"""benchsr: adversarial robustness benchmark for image super-resolution.
 
 For example:
 

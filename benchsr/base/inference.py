@@ -221,7 +221,7 @@ class Autocast(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        """SR (N, 3, 4h, 4w) of `x` (N, 3, h, w)."""
+        """SR (N, 3, sh, sw) of `x` (N, 3, h, w)."""
         with torch.autocast(x.device.type, torch.bfloat16):
             sr: Tensor = self.network(x)
         return sr.float()

@@ -79,10 +79,11 @@ def costs(
     from benchsr.commands.compare import board_folder
     from benchsr.commands.costs import cost_table
     from benchsr.commands.export import write_costs
+    from benchsr.evaluation.protocol import load_protocol
     from benchsr.leaderboard.export import COST_COLUMNS, cost_caption, cost_cells
     from benchsr.models.zoo import select_cards
 
-    board, cards = board_folder(protocol, out_dir), select_cards(models)
+    board, cards = board_folder(protocol, out_dir), select_cards(models, load_protocol(protocol).scale)
     rows = cost_table(cards, lr_side, pick_device(device))
     data = write_costs(board, track(rows, "Costs", total=len(cards), console=err))
     table = Table("model", *(title for title, _ in COST_COLUMNS.values()), box=None, padding=(0, 1, 0, 0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 Rows = Iterator[tuple[str, ...]]
 
 
+def _scales(scales: Sequence[int | str]) -> str:
+    return ", ".join(f"x{scale}" if isinstance(scale, int) else scale for scale in scales)
+
+
 def _models() -> Rows:
     from benchsr.models.zoo import availability, zoo
 
-    return ((card.id, card.title, card.family, availability(card)[1]) for card in zoo().values())
+    return ((card.id, card.title, card.family, _scales([card.scale]), availability(card)[1]) for card in zoo().values())
 
 
 def _threats() -> Rows:
@@ -38,7 +42,7 @@ def _datasets() -> Rows:
     from benchsr.data.cards import DATASETS
     from benchsr.data.fetching import state
 
-    return ((card.id, card.title, str(card.count), state(card)[1]) for card in DATASETS.values())
+    return ((card.id, card.title, str(card.count), _scales(card.scales), state(card)[1]) for card in DATASETS.values())
 
 
 def _protocols() -> Rows:
@@ -48,9 +52,9 @@ def _protocols() -> Rows:
 
 
 LISTINGS: dict[str, tuple[tuple[str, ...], Callable[[], Rows]]] = {
-    "models": (("id", "title", "scale", "weights"), _models),
+    "models": (("id", "title", "family", "scale", "weights"), _models),
     "threats": (("id", "title", "kind", "settings"), _threats),
-    "datasets": (("id", "title", "images", "files"), _datasets),
+    "datasets": (("id", "title", "images", "scales", "files"), _datasets),
     "protocols": (("id", "title", "data"), _protocols),
 }
 """What can be listed: columns, and where the rows come from."""

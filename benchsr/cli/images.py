@@ -39,8 +39,10 @@ def attack(
     from benchsr.threats.table import load_threat
 
     chosen = load_threat(threat, **parse_settings(settings or []))
+    card = load_card(model)
     with out.status(f"{chosen.spec.title} on {model}"):
-        done = attack_image(load_card(model), chosen, load_sample(image, crop=crop), device, seed or 0)
+        sample = load_sample(image, crop=crop, scale=card.factor)
+        done = attack_image(card, chosen, sample, device, seed or 0)
     sr_file = out_file.with_name(f"{out_file.stem}-sr.png")
     done.save(out_file, sr_file)
     table = Table("", "before", "after")
@@ -58,7 +60,7 @@ def upscale(
     threat: Annotated[str, typer.Option(help="For smoothed models: use the sigma set for this threat.")] = "clean",
     device: Device = "auto",
 ) -> None:
-    """Super-resolve one image x4."""
+    """Super-resolve one image, by the factor of the model."""
     from benchsr.commands.images import upscale_image
 
     with out.status(f"{model} on {image}"):

@@ -45,6 +45,9 @@ def run(
     models: Models = "all",
     threats: Threats = "all",
     protocol: ProtocolName = "quick",
+    scale: Annotated[
+        int | None, typer.Option(help="Super-resolution factor: 2, 3, 4 or 8. Default: the protocol's.")
+    ] = None,
     dataset: DatasetName = None,
     limit: Annotated[int | None, typer.Option(help="Only the first images of the data set.")] = None,
     out_dir: OutDir = Path("leaderboards"),
@@ -82,6 +85,7 @@ def run(
     from benchsr.evaluation.options import RunOptions
 
     options = RunOptions(
+        scale=scale,
         dataset=dataset,
         limit=limit,
         out=out_dir,
@@ -219,6 +223,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], *tuple[str, ...]]] = {
         "benchsr run --models mine=package.module:factory --trust-code",
         "benchsr run --protocol paper --device cuda --precision bf16",
         "benchsr run --dataset photos/ --out my-boards",
+        "benchsr run --scale 2 --models dat-light-x2,bicubic",
         "benchsr run --workers 4 --cell-timeout 600",
     ),
     "list": (
@@ -304,7 +309,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], *tuple[str, ...]]] = {
 
 app = typer.Typer(
     name="benchsr",
-    help="Adversarial robustness benchmark for x4 image super-resolution.",
+    help="Adversarial robustness benchmark for image super-resolution.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,

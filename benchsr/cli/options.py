@@ -22,7 +22,9 @@ Models = Annotated[
     ),
 ]
 Threats = Annotated[str, typer.Option(help="'all', or ids separated by commas.")]
-ProtocolName = Annotated[str, typer.Option(help="Protocol id, or the path of a protocol file (.toml).")]
+ProtocolName = Annotated[
+    str, typer.Option(help="Protocol id, at another scale as quick-x2, or a protocol file (.toml).")
+]
 DatasetName = Annotated[
     str | None,
     typer.Option(help="Another data set: an id, several joined by +, a card (.toml), or a folder of HR."),

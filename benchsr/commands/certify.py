@@ -16,7 +16,6 @@ from benchsr.base.drawing import save
 from benchsr.base.errors import InputError
 from benchsr.base.files import write_atomic
 from benchsr.base.inference import pick_device
-from benchsr.base.pairs import SCALE
 from benchsr.data.images import read_image, write_image
 from benchsr.defences.certificate import (
     Certificate,
@@ -51,11 +50,14 @@ class Norms:
     by_threat: Mapping[str, float]
 
 
-def describe(certificate: Certificate, norms: Norms | None = None, step: float = 9 / 255) -> list[str]:
+def describe(
+    certificate: Certificate, side: tuple[int, int], norms: Norms | None = None, step: float = 9 / 255
+) -> list[str]:
     """The certificate in words, a line each: what it covers, how wide it is, and how far attacks reach beyond it.
 
-    `norms`: of attacks, called inside or outside the radius where they are of LR images of the certificate's size, as
-    an l2 norm grows with its image; `step`: the L-infinity attack put beside the radius in any case.
+    `side`: height and width of the LR image. `norms`: of attacks, called inside or outside the radius where they are of
+    LR images of that size, as an l2 norm grows with its image; `step`: the L-infinity attack put beside the radius in
+    any case.
     """
     c = certificate
     together = "all bounds of the image together" if c.simultaneous else "each bound by itself"
@@ -74,7 +76,6 @@ def describe(certificate: Certificate, norms: Norms | None = None, step: float =
         ]
     percentiles = ", ".join(f"{p:g}%: {w * 255:.1f}" for p, w in c.width_percentiles().items())
     within = ", ".join(f"{t}/255: {float(c.fraction_within(t / 255).mean()):.1%}" for t in (8, 16, 32))
-    side = c.lower.shape[-2] // SCALE, c.lower.shape[-1] // SCALE
     reach = step * sqrt(3 * side[0] * side[1])
     lines += [
         deployed(c),
@@ -154,7 +155,7 @@ def write_report(
     curves = width_curves(draws, sigma, confidence, counts, radii, together)
     save(_width(certificate), folder / "width.png")
     save(_curves(radii, curves, sigma), folder / "curves.png")
-    lines = describe(certificate, norms)
+    lines = describe(certificate, (lr.shape[1], lr.shape[2]), norms)
     write_atomic(folder / "certificate.txt", "\n".join(lines) + "\n")
     return lines
 

@@ -126,7 +126,7 @@ def _same_keys(a: Sequence[Record], b: Sequence[Record]) -> str:
 
 def board_folder(protocol: str, leaderboards: Path) -> Path:
     """The folder of a protocol's board: by the id, or by the id in a protocol file."""
-    return leaderboards / (load_protocol(protocol).id if protocol.endswith(".toml") else protocol)
+    return leaderboards / (load_protocol(protocol).board if protocol.endswith(".toml") else protocol)
 
 
 def _records(board: Path) -> list[Record]:

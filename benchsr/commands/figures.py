@@ -21,7 +21,7 @@ from benchsr.base import drawing
 from benchsr.base.errors import InputError, ModelError
 from benchsr.base.files import cache_dir, write_atomic
 from benchsr.base.inference import one_thread, pick_device
-from benchsr.base.pairs import SCALE, Sample
+from benchsr.base.pairs import Sample
 from benchsr.data.datasets import Dataset, load_dataset
 from benchsr.data.images import write_image
 from benchsr.evaluation.cache import AttackCache
@@ -45,7 +45,7 @@ PANEL = 512
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One model on one image: LR as it saw it (3, h, w), its SR (3, 4h, 4w), both in [0, 1], and its line of results.
+    """One model on one image: LR as it saw it (3, h, w), its SR (3, sh, sw), both in [0, 1], and its line of results.
 
     Of a model that draws noise the first evaluation is shown; its figures are means over all of them.
     """
@@ -82,12 +82,13 @@ class Scene:
 
     @cached_property
     def zoom(self) -> tuple[int, int, int]:
-        """(top, left, side) in HR pixels, multiples of 4, of the square where SR is furthest from HR on average."""
+        """(top, left, side) in HR pixels, multiples of the scale, of the square of the largest mean error of SR."""
         errors = torch.stack([(view.sr - self.sample.hr).abs().mean(0) for view in self.views]).mean(0)
-        side = max(SCALE, min(errors.shape) // ZOOM // SCALE * SCALE)
-        means = F.avg_pool2d(errors[None], side, stride=SCALE)[0]
+        scale = self.sample.scale
+        side = max(scale, min(errors.shape) // ZOOM // scale * scale)
+        means = F.avg_pool2d(errors[None], side, stride=scale)[0]
         row, column = divmod(int(means.argmax()), means.shape[1])
-        return row * SCALE, column * SCALE, side
+        return row * scale, column * scale, side
 
     def cut(self, image: Tensor) -> Tensor:
         """The zoom crop of an HR image."""
@@ -96,12 +97,12 @@ class Scene:
 
     def window(self, image: Tensor) -> Tensor:
         """The part of an HR or LR image that the page shows: all of it, or at most PANEL HR pixels around the zoom."""
-        scale = image.shape[1] / self.sample.hr.shape[1]
+        scale, size_here = self.sample.scale, image.shape[1] / self.sample.hr.shape[1]
         spans = []
         for start, size in zip(self.zoom[:2], self.sample.hr.shape[1:], strict=True):
             length = min(size, PANEL)
-            begin = min(max(start + self.zoom[2] // 2 - length // 2, 0), size - length) // SCALE * SCALE
-            spans.append(slice(int(begin * scale), int((begin + length) * scale)))
+            begin = min(max(start + self.zoom[2] // 2 - length // 2, 0), size - length) // scale * scale
+            spans.append(slice(int(begin * size_here), int((begin + length) * size_here)))
         return image[:, spans[0], spans[1]]
 
 
@@ -236,7 +237,7 @@ def make_figures(
     InputError where no model can be had or an image is not in the data set.
     """
     chosen = protocol if isinstance(protocol, Protocol) else load_protocol(protocol)
-    folder = Path(out) / chosen.id
+    folder = Path(out) / chosen.board
     if (folder / "results.csv").exists():  # the pictures stand beside its figures
         chosen, fingerprint = stored_protocol(folder)
         if chosen.fingerprint != fingerprint:
@@ -244,12 +245,14 @@ def make_figures(
                 f"{folder / 'results.csv'} was made by another version of benchsr, whose pictures cannot be made with "
                 "this one; run the benchmark again"
             )
-    dataset = load_dataset(chosen.dataset, crop=chosen.crop).first(chosen.images)
+    dataset = load_dataset(chosen.dataset, crop=chosen.crop, scale=chosen.scale).first(chosen.images)
     wanted = dataset.ids[:1] if images is None else dataset.sources.select(images)
     store = AttackCache(str(cache or cache_dir() / "attacked"))
     worker = Worker(chosen, pick_device(device), store)
     with one_thread():  # as in a run
-        made = scenes(worker, chosen, select_cards(models), select_threats(threats, chosen), dataset, wanted)
+        made = scenes(
+            worker, chosen, select_cards(models, chosen.scale), select_threats(threats, chosen), dataset, wanted
+        )
     if not made:
         raise InputError(f"none of the models {models!r} can be had here; see: benchsr list models")
     entries = [save(scene, folder / "figures") for scene in made]

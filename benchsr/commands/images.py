@@ -22,7 +22,7 @@ from benchsr.threats.table import Threat, load_threat
 
 @dataclass(frozen=True, eq=False)
 class AttackedImage:
-    """One image before and after a threat: LR (1, 3, h, w) and SR (1, 3, 4h, 4w) in [0, 1].
+    """One image before and after a threat: LR (1, 3, h, w) and SR (1, 3, sh, sw) in [0, 1].
 
     Before and after: `psnr` in dB, and `loss`, the attack's objective, which is empty for what is no attack.
     """
@@ -71,7 +71,7 @@ def attack_image(card: Card, threat: Threat, sample: Sample, device: str = "auto
 
 @torch.no_grad()
 def _answer(model: nn.Module, x: Tensor, sample_id: str) -> Tensor:
-    """SR (1, 3, 4h, 4w) in [0, 1] of one image, whose id fixes the noise of a model that draws any."""
+    """SR (1, 3, sh, sw) in [0, 1] of one image, whose id fixes the noise of a model that draws any."""
     ids = [[sample_id]] if isinstance(model, Randomised) else []
     sr: Tensor = model(x, *ids)
     return sr.clamp(0, 1)

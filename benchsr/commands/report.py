@@ -19,21 +19,21 @@ def rewrite(protocol: str | Path, dataset: str | None = None, out: str | Path = 
     where `protocol` is a file with other settings, or `dataset` another one.
     """
     asked = load_protocol(protocol)
-    folder = Path(out) / asked.id
+    folder = Path(out) / asked.board
     made, fingerprint = stored_protocol(folder)
     wrong = dataset is not None and dataset != made.dataset
     if wrong or (str(protocol).endswith(".toml") and asked.fingerprint != fingerprint):
         raise InputError(
             f"{folder / 'results.csv'} was made with other settings (fingerprint {fingerprint[:8]}, {made.dataset}): "
-            f"report on them with --protocol {made.id} alone, or run the benchmark with yours"
+            f"report on them with --protocol {made.board} alone, or run the benchmark with yours"
         )
     records = read_ledger(folder)
-    if strange := [r for r in records if (r.protocol, r.seed) != (made.id, made.seed)]:
+    if strange := [r for r in records if (r.protocol, r.seed) != (made.board, made.seed)]:
         raise InputError(
             f"{folder / 'results.csv'}: a line of protocol {strange[0].protocol}, seed {strange[0].seed}, was not made "
             f"with {folder / 'protocol.json'}; run the benchmark again"
         )
-    data = load_dataset(made.dataset, crop=made.crop).first(made.images)
+    data = load_dataset(made.dataset, crop=made.crop, scale=made.scale).first(made.images)
     write_leaderboard(folder, records, protocol=about_leaderboard(made, data, fingerprint), cards=zoo())
     return folder
 
@@ -41,11 +41,12 @@ def rewrite(protocol: str | Path, dataset: str | None = None, out: str | Path = 
 def about_leaderboard(protocol: Protocol, dataset: Dataset, fingerprint: str | None = None) -> LeaderboardInfo:
     """What a leaderboard's tables and report say of their protocol; `fingerprint`: that of results made earlier."""
     return LeaderboardInfo(
-        id=protocol.id,
-        title=protocol.title,
+        id=protocol.board,
+        title=protocol.heading,
         fingerprint=fingerprint or protocol.fingerprint,
         description=protocol.description,
         threats=list(protocol.threats),
         images=dataset.ids,
         metrics=protocol.metrics.names,
+        scale=protocol.scale,
     )

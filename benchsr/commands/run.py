@@ -26,7 +26,7 @@ from benchsr.evaluation.worker import Worker, slowest_first
 from benchsr.leaderboard import write_leaderboard
 from benchsr.models.cards import Card
 from benchsr.models.live import Model, require_picklable, select
-from benchsr.models.zoo import availability, zoo
+from benchsr.models.zoo import availability, zoo, zoo_at
 from benchsr.results.records import Record, Status, flat
 
 
@@ -55,24 +55,26 @@ def evaluate(
     """Run the benchmark and write the leaderboard; `run` documents the arguments."""
     console = options.console or Console(quiet=True)
     chosen = (protocol if isinstance(protocol, Protocol) else load_protocol(protocol)).override(
+        scale=options.scale,
         dataset=options.dataset,
         seed=options.seed,
         precision=options.precision,
         perceptual_net=options.perceptual_net,
     )
-    threat_ids, cards = select_threats(threats, chosen), select(models, options.trust_code)
+    threat_ids, cards = select_threats(threats, chosen), select(models, options.trust_code, chosen.scale)
     executor = options.load_executor()
     if not isinstance(executor, InProcess):
         require_picklable(cards)
-    data = load_dataset(chosen.dataset, crop=chosen.crop).first(chosen.images)
+    data = load_dataset(chosen.dataset, crop=chosen.crop, scale=chosen.scale).first(chosen.images)
     with console.status("Looking for weights"):
         rows = resolve(cards)
     cells, missing = plan(chosen, rows, threat_ids, data, executor.device.type, options.limit)
     planned = [record for cell in cells for record in cell.records] + missing
 
-    ledger = Ledger(Path(options.out) / chosen.id, chosen, environment(executor.device))
+    ledger = Ledger(Path(options.out) / chosen.board, chosen, environment(executor.device))
     known = ledger.open()
-    others = [zoo()[m] for m in {r.model for r in known} - {card.id for card in cards} if m in zoo()]
+    in_zoo = zoo_at(chosen.scale)
+    others = [in_zoo[m] for m in {r.model for r in known} - {card.id for card in cards} if m in in_zoo]
     told = rows + resolve(card for card in others if availability(card)[0])
     ledger.retire(keys_today(chosen, told, data, planned))
     done = {record.key: record for record in known if record.status is Status.OK}
@@ -141,6 +143,7 @@ def run(
     threats: str = "all",
     protocol: str | Path | Protocol = "quick",
     *,
+    scale: int | None = None,
     dataset: str | None = None,
     limit: int | None = None,
     out: str | Path = "leaderboards",
@@ -163,9 +166,10 @@ def run(
     `models` and `threats`: "all" or comma-separated ids. Models may also be paths of cards (.toml) or weights files
     (.safetensors, .pth), each as [ID=]MODEL; or a mapping from ids to any of these or to live networks, as in
     {"mine": net, "bicubic": "bicubic"} (see `benchsr.models.live.live`). `trust_code`: package.module:factory is a
-    model too, and its code is run. `protocol`: an id or the path of a protocol file. `dataset`: another data set or
-    folder; `limit`: first images only; `out`: the folder that gets <protocol>/results.csv and the rest; `cache`: folder
-    or fsspec address of attacked images; `device`: "auto", "cpu", "cuda"; `precision`: "fp32", "bf16";
+    model too, and its code is run. `protocol`: an id or the path of a protocol file. `scale`: another super-resolution
+    factor, 2, 3, 4 or 8; `dataset`: another data set or folder; `limit`: first images only; `out`: the folder that gets
+    <protocol>/results.csv and the rest (<protocol>-x2 and so on at another scale than 4); `cache`: folder or fsspec
+    address of attacked images; `device`: "auto", "cpu", "cuda"; `precision`: "fp32", "bf16";
     `memory_budget`: GB for attacks, of each worker (default: most of what is free); `perceptual_net`: "vgg16",
     "vgg19"; `executor`: "local", "ray", or an Executor; `workers`, `cell_timeout` and `ray_address`: see
     `benchsr.evaluation.executors.load_executor`; `console`: a rich Console to show progress on.

@@ -72,7 +72,8 @@ def submit(
     if card.id in zoo() and card_file.resolve().parent != zoo_dir().resolve():
         raise CardError(f"{card_file}: id: {card.id!r} is taken by a card of the zoo; choose another one")
     network = network_key(card)
-    chosen = protocol if isinstance(protocol, Protocol) else load_protocol(protocol)
+    named = protocol if isinstance(protocol, Protocol) else load_protocol(protocol)
+    chosen = named.override(scale=card.factor)
     with TemporaryDirectory() as scratch:
         options = RunOptions(device=device, out=Path(scratch) / "row", console=console)
         records = evaluate(str(card_file), "all", chosen, options).planned
@@ -82,7 +83,9 @@ def submit(
         ]
         twice = [evaluate(str(card_file), threats, chosen, options).planned for options in again]
     differences = list(compare(*twice))
-    info = about_leaderboard(chosen, load_dataset(chosen.dataset, crop=chosen.crop).first(chosen.images))
+    info = about_leaderboard(
+        chosen, load_dataset(chosen.dataset, crop=chosen.crop, scale=chosen.scale).first(chosen.images)
+    )
     text = _text(card, network, records, differences, info)
     write_atomic(out or Path(f"{card.id}-pull-request.md"), text)
     return Submission(card, network, records, differences, text)

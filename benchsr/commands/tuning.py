@@ -16,6 +16,7 @@ from benchsr.base.drawing import GRID, save
 from benchsr.base.errors import InputError
 from benchsr.base.files import sha256_file, write_atomic
 from benchsr.base.inference import Autocast, full_float32, to_8bit
+from benchsr.base.pairs import USUAL, Scale
 from benchsr.data.cards import DATASETS
 from benchsr.data.datasets import Dataset, load_dataset
 from benchsr.defences.smoothing import Smoothed
@@ -30,13 +31,13 @@ SIGMAS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1)
 """Candidates, in [0, 1] pixel units; 0 is no smoothing."""
 
 
-def held_out(folder: str, crop: int | None, limit: int | None) -> Dataset:
+def held_out(folder: str, crop: int | None, limit: int | None, scale: Scale = USUAL) -> Dataset:
     """The images of a folder to choose sigma on. Raises InputError for data that benchsr evaluates on."""
     if folder in DATASETS:
         raise InputError(
             f"{folder!r} is what leaderboards are evaluated on; give a folder of other images: --dataset DIR"
         )
-    data = load_dataset(folder, crop=crop).first(limit)
+    data = load_dataset(folder, crop=crop, scale=scale).first(limit)
     evaluated = [load_dataset(name) for name, card in DATASETS.items() if card.source.kind == "embedded"]
     known = {sha256_file(source.hr) for dataset in evaluated for source in dataset.sources.values()}
     known |= {listed.sha256 for card in DATASETS.values() for listed in card.manifest}
@@ -120,7 +121,7 @@ def tune(
     """
     card, chosen = load_card(model), load_protocol(protocol)
     path = Path(model) if model.endswith(".toml") else zoo_dir() / f"{card.id}.toml"
-    data = held_out(dataset, crop, limit)
+    data = held_out(dataset, crop, limit, card.factor)
     draws = card.smoothing.n if card.smoothing else 21
     figures = try_sigmas(load_network(card), data, chosen, THREATS.select(threats), n=draws)
     save(plot(figures, f"{card.title}: {len(data)} held-out images"), plot_file)

@@ -16,6 +16,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from benchsr.base.errors import CardError
 from benchsr.base.files import cache_dir
+from benchsr.base.pairs import Scale
 from benchsr.base.registry import Registry
 from benchsr.base.schema import DIGITS, CardFile, FileName, Sha256, Table, Text, parse, read_card, read_toml
 from benchsr.base.shrinking import Boundary
@@ -87,12 +88,6 @@ class Folder(Table):
     path: Annotated[str, StringConstraints(min_length=1, max_length=500)]
 
 
-class Given(Table):
-    """LR comes with the data."""
-
-    kind: Literal["given"] = "given"
-
-
 class Made(Table):
     """LR is made from HR as `bicubic_downscale` says."""
 
@@ -101,16 +96,43 @@ class Made(Table):
     round8: bool = True
 
 
+class Given(Table):
+    """LR comes with the data, of the factor `scale` (None: the card's only one); others are made as in `otherwise`."""
+
+    kind: Literal["given"] = "given"
+    scale: Scale | None = None
+    otherwise: Made = Made()
+
+
 class DataCard(CardFile):
     """A named data set of `count` images, for the super-resolution factors `scales`."""
 
     licence: Text
     paper: Text
     count: int = Field(ge=1, le=MAX_FILES)
-    scales: tuple[Literal[2, 3, 4, 8], ...] = Field(min_length=1)
+    scales: tuple[Scale, ...] = Field(min_length=1)
     caveats: tuple[Text, ...] = Field((), max_length=20)
     lr: Annotated[Given | Made, Field(discriminator="kind")]
     source: Annotated[FilesByManifest | Archives | Embedded | Folder, Field(discriminator="kind")]
+
+    @model_validator(mode="after")
+    def _one_scale_is_given(self) -> DataCard:
+        if isinstance(self.lr, Given) and (
+            len(self.scales) > 1 if self.lr.scale is None else self.scale not in self.scales
+        ):
+            raise ValueError(f"lr.scale must be one of scales, {list(self.scales)}: that of the LR that comes with it")
+        return self
+
+    @property
+    def scale(self) -> Scale:
+        """The factor of its files, or the first one where LR is made at all of them."""
+        return (self.lr.scale if isinstance(self.lr, Given) else None) or self.scales[0]
+
+    def made(self, scale: Scale) -> Made | None:
+        """How LR of the factor `scale` is made from HR; None where it comes with the data."""
+        if isinstance(self.lr, Made):
+            return self.lr
+        return None if scale == self.scale else self.lr.otherwise
 
     @property
     def packaged(self) -> bool:

@@ -17,11 +17,11 @@ import skimage
 
 from benchsr.base.errors import InputError, IntegrityError, UnavailableError, UnknownIdError
 from benchsr.base.files import sha256_file, shown
-from benchsr.base.pairs import SCALE, Sample
+from benchsr.base.pairs import USUAL, Sample, Scale
 from benchsr.base.registry import Registry
 from benchsr.base.shrinking import bicubic_downscale
 from benchsr.data.cards import DATASETS, Archives, DataCard, Embedded, Folder, Made, load_data_card
-from benchsr.data.images import MIN_SIDE, SUFFIXES, opened, read_image
+from benchsr.data.images import MIN_SIDE, SUFFIXES, min_side, opened, read_image
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,13 @@ class Dataset:
     """Samples in order, decoded when asked for: `len(d)`, `d[i]`, `d.ids`, `d.sample(id)`. A folder's id says so.
 
     `crop` is the side in LR pixels of a crop at the centre, cut from HR before LR is made of it, or None for whole
-    images.
+    images. HR is `scale` times LR.
     """
 
     id: str
     sources: Registry[Source]
     crop: int | None = None
+    scale: Scale = USUAL
 
     @cached_property
     def ids(self) -> list[str]:
@@ -63,22 +64,23 @@ class Dataset:
 
     def sample(self, sample_id: str) -> Sample:
         """Decode one sample. Raises UnknownIdError, and InputError for files that cannot be used."""
-        source = self.sources[sample_id]
-        hr = read_image(source.hr, min_side=SCALE * MIN_SIDE)
+        source, scale = self.sources[sample_id], self.scale
+        hr = read_image(source.hr, min_side=scale * min_side(scale))
         lr = read_image(source.lr) if source.lr else None
-        h, w = _lr_size(source, hr.shape[1:], lr.shape[1:] if lr is not None else None, self.crop)
+        h, w = _lr_size(source, hr.shape[1:], lr.shape[1:] if lr is not None else None, self.crop, scale)
         crop_h, crop_w = (h, w) if self.crop is None else (self.crop, self.crop)
         top, left = (h - crop_h) // 2, (w - crop_w) // 2
-        hr = hr[:, SCALE * top : SCALE * (top + crop_h), SCALE * left : SCALE * (left + crop_w)].contiguous()
+        hr = hr[:, scale * top : scale * (top + crop_h), scale * left : scale * (left + crop_w)].contiguous()
         if lr is None:
             made = source.made
-            return Sample(sample_id, bicubic_downscale(hr, boundary=made.boundary, round8=made.round8), hr)
+            return Sample(sample_id, bicubic_downscale(hr, scale, boundary=made.boundary, round8=made.round8), hr)
         return Sample(sample_id, lr[:, top : top + crop_h, left : left + crop_w].contiguous(), hr)
 
     def sample_key(self, sample_id: str) -> str:
         """SHA-256 (64 hex digits) that changes whenever the id, a pixel of LR or a pixel of HR can have changed."""
         source = self.sources[sample_id]
-        lr = _file_sha256(source.lr) if source.lr else [source.made.boundary, source.made.round8]
+        scale = [self.scale] if self.scale != USUAL else []  # left out, so that keys from before it was a choice hold
+        lr = _file_sha256(source.lr) if source.lr else [source.made.boundary, source.made.round8, *scale]
         return _digest([sample_id, _file_sha256(source.hr), lr, self.crop])
 
     def fingerprint(self) -> str:
@@ -100,47 +102,54 @@ def _hash_once(path: Path, size: int, mtime_ns: int) -> str:
     return sha256_file(path)
 
 
-def _lr_size(source: Source, hr: Sequence[int], lr: Sequence[int] | None, crop: int | None) -> tuple[int, int]:
+def _lr_size(
+    source: Source, hr: Sequence[int], lr: Sequence[int] | None, crop: int | None, scale: Scale
+) -> tuple[int, int]:
     """Height and width of the whole LR image. Raises InputError where HR and LR do not match, or hold no crop."""
-    h, w = hr[0] // SCALE, hr[1] // SCALE
+    h, w = hr[0] // scale, hr[1] // scale
     if lr is not None and (h, w) != tuple(lr):
         raise InputError(
             f"{source.lr} ({lr[1]} x {lr[0]} pixels) and {source.hr} ({hr[1]} x {hr[0]}) do not match: "
-            f"HR must be {SCALE} times LR"
+            f"HR must be {scale} times LR"
         )
-    if crop is not None and not MIN_SIDE <= crop <= min(h, w):
+    if crop is not None and not min_side(scale) <= crop <= min(h, w):
         raise InputError(
             f"{source.hr} ({hr[1]} x {hr[0]} pixels) holds no LR crop of {crop} x {crop}: a crop has at least "
-            f"{MIN_SIDE} pixels a side, and {SCALE} times as many in HR; choose another one, or leave the image out"
+            f"{min_side(scale)} pixels a side, and {scale} times as many in HR; choose another one, or leave the image "
+            "out"
         )
     return h, w
 
 
-def load_sample(path: str | Path, *, crop: int | None = None) -> Sample:
-    """One HR image file, with LR made from it; `crop` as for `load_dataset`. Raises InputError as `read_image` does."""
+def load_sample(path: str | Path, *, crop: int | None = None, scale: Scale = USUAL) -> Sample:
+    """One HR image file, with LR made from it; `crop` and `scale` as for `load_dataset`.
+
+    Raises InputError as `read_image` does.
+    """
     source = Source(Path(path).stem, Path(path))
-    return Dataset("image", Registry("image", {source.id: source}), crop)[0]
+    return Dataset("image", Registry("image", {source.id: source}), crop, scale)[0]
 
 
-def load_dataset(name_or_dir: str | Path, *, crop: int | None = None) -> Dataset:
+def load_dataset(name_or_dir: str | Path, *, crop: int | None = None, scale: Scale = USUAL) -> Dataset:
     """A data set by id, by its card's path (my-set.toml), a folder, or several of those joined by "+" ("set5+set14").
 
     A folder holds HR images; or `HR/` and, if LR is not to be made from HR, `LR/`; or *_HR, *_LR. LR and HR are matched
-    by name, in which a final x4, _LR, _HR or _GT does not count. Images of joined sets are led by their set's id.
-    `crop` is the side in LR pixels of a crop at the centre (its corner lies on a multiple of 4 in HR). Only headers are
-    read here, the rest when asked for. Raises UnknownIdError, CardError, UnavailableError for a data set that is not
-    here yet, IntegrityError for a file that its manifest does not know, and InputError, naming the files, for missing
-    partners, equal names, sizes that do not match and images smaller than 32 pixels or the crop.
+    by name, in which a final x4 (x2, x3, x8), _LR, _HR or _GT does not count. Images of joined sets are led by their
+    set's id. `crop` is the side in LR pixels of a crop at the centre (its corner lies on a multiple of `scale` in HR).
+    HR is `scale` times LR. Only headers are read here, the rest when asked for. Raises UnknownIdError, CardError,
+    UnavailableError for a data set that is not here yet or not of this scale, IntegrityError for a file that its
+    manifest does not know, and InputError, naming the files, for missing partners, equal names, sizes that do not match
+    and images smaller than 32 pixels or the crop.
     """
     name = str(name_or_dir)
     if name in DATASETS or (name.endswith(".toml") and ("+" not in name or Path(name).is_file())):
         card = load_data_card(name)
-        dataset = Dataset(card.id, find_sources(card), crop)
+        dataset = Dataset(card.id, find_sources(card, scale), crop, scale)
     elif Path(name).is_dir():
         folder = Path(name).resolve()
-        dataset = Dataset(f"folder:{folder.name}", _folder(folder), crop)  # never the name of a data set
+        dataset = Dataset(f"folder:{folder.name}", _folder(folder), crop, scale)  # never the name of a data set
     elif "+" in name:
-        return _joined(name, crop)
+        return _joined(name, crop, scale)
     else:
         try:
             DATASETS[name]
@@ -148,22 +157,22 @@ def load_dataset(name_or_dir: str | Path, *, crop: int | None = None) -> Dataset
             raise UnknownIdError(f"{error}; nor is it a folder of images") from None
     for source in dataset.sources.values():
         sizes = [_sides(path) for path in (source.hr, source.lr) if path]
-        _lr_size(source, sizes[0], sizes[1] if source.lr else None, crop)
+        _lr_size(source, sizes[0], sizes[1] if source.lr else None, crop, scale)
     return dataset
 
 
-def _joined(names: str, crop: int | None) -> Dataset:
+def _joined(names: str, crop: int | None, scale: Scale) -> Dataset:
     parts = [part.strip() for part in names.split("+")]
     if not all(parts) or len(set(parts)) < len(parts):
         raise InputError(f"data sets {names!r}: between the + stand names of data sets, each another one")
-    sets = [load_dataset(part, crop=crop) for part in parts]
+    sets = [load_dataset(part, crop=crop, scale=scale) for part in parts]
     if len({each.id for each in sets}) < len(sets):
         raise InputError(f"data sets {names!r}: two of them have one name; their images could not be told apart")
     sources: Registry[Source] = Registry("image")
     for each in sets:
         for source in each.sources.values():
             sources.add(f"{each.id}-{source.id}", replace(source, id=f"{each.id}-{source.id}"))
-    return Dataset("+".join(each.id for each in sets), sources, crop)
+    return Dataset("+".join(each.id for each in sets), sources, crop, scale)
 
 
 def _sides(path: Path) -> list[int]:
@@ -172,21 +181,22 @@ def _sides(path: Path) -> list[int]:
         return sorted(image.size)
 
 
-def find_sources(card: DataCard) -> Registry[Source]:
-    """The files of a data set, all of them.
+def find_sources(card: DataCard, scale: Scale) -> Registry[Source]:
+    """The files of a data set, all of them, with LR or how it is made at `scale`.
 
-    Raises UnavailableError, saying how to get them, where they are not here, IntegrityError for a file that is not what
-    the manifest says, and InputError where images or their LR are missing or cannot be matched.
+    Raises UnavailableError, saying how to get them, where they are not here, or where there is no such scale,
+    IntegrityError for a file that is not what the manifest says, and InputError where images or their LR are missing or
+    cannot be matched.
     """
-    if SCALE not in card.scales:
-        raise InputError(f"data set {card.id!r} is for x{' x'.join(map(str, card.scales))}, not for x{SCALE}")
+    if scale not in card.scales:
+        raise UnavailableError(f"data set {card.id!r} is for x{', x'.join(map(str, card.scales))}, not for x{scale}")
     sources = _FINDERS[card.source.kind](card)
     if len(sources) != card.count:
         own = isinstance(card.source, Folder)
         fix = "see count in its card" if own else f"delete it and run `{card.fetch_command}`"
         raise InputError(f"{shown(card.folder)} holds {len(sources)} of the {card.count} images of {card.id}; {fix}")
-    if isinstance(card.lr, Made):
-        return Registry("image", {i: replace(source, lr=None, made=card.lr) for i, source in sources.items()})
+    if made := card.made(scale):
+        return Registry("image", {i: replace(source, lr=None, made=made) for i, source in sources.items()})
     alone = [source.hr for source in sources.values() if source.lr is None]
     if alone:
         raise InputError(f"{alone[0]} has no LR, which the card of {card.id} says comes with the data (lr.kind)")
@@ -266,7 +276,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _bare_stem(path: Path) -> str:
-    return re.sub(r"([-_](LR|HR|GT)|[-_]?x4)+$", "", path.stem, flags=re.IGNORECASE)
+    return re.sub(r"([-_](LR|HR|GT)|[-_]?x[2348])+$", "", path.stem, flags=re.IGNORECASE)
 
 
 def _number(path: Path) -> str:

@@ -40,7 +40,7 @@ def fetch(name: str | Path, origin: str | Path | None = None) -> Path:
             raise InputError(f"{error.filename or card.folder}: cannot be read or written: {error.strerror}") from None
     elif origin is not None:
         raise InputError(f"--from {origin}: the images of {card.id} are not fetched; they are here already")
-    sources = find_sources(card)
+    sources = find_sources(card, card.scale)
     return card.folder if card.source.kind != "embedded" else next(iter(sources.values())).hr.parent
 
 
@@ -54,7 +54,7 @@ def state(card: DataCard) -> tuple[bool, str]:
         sizes += [archive.bytes for archive in card.source.archives if not (card.folder / archive.part).is_dir()]
     else:
         try:
-            find_sources(card)
+            find_sources(card, card.scale)
         except BenchsrError as error:
             return False, f"missing: {error}"
     if not sizes:

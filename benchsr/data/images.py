@@ -17,15 +17,21 @@ from torch import Tensor
 from benchsr.base.errors import InputError
 from benchsr.base.files import write_atomic
 from benchsr.base.inference import to_bytes
+from benchsr.base.pairs import Scale
 
-MIN_SIDE = 8
-"""Shortest side of an LR image in pixels; LPIPS needs SCALE times as much of the HR image."""
+MIN_SIDE, MIN_HR_SIDE = 8, 32
+"""Shortest sides in pixels of an LR image, and of the HR image, of which LPIPS needs so much."""
 
 MAX_PIXELS = 2**26
 """Largest image that is decoded (8192 x 8192 pixels): small files can claim to hold far more."""
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 """Files of a folder that are taken to be images."""
+
+
+def min_side(scale: Scale) -> int:
+    """Shortest side of an LR image, in pixels, whose HR image metrics can take too."""
+    return max(MIN_SIDE, -(-MIN_HR_SIDE // scale))
 
 
 def read_image(path: str | Path, *, min_side: int = MIN_SIDE) -> Tensor:

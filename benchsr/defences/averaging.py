@@ -24,7 +24,7 @@ class Averaged(Smoothed):
     """
 
     def forward(self, x: Tensor, ids: Sequence[str] | None = None, purpose: str = "evaluation-0") -> Tensor:
-        """Mean SR (N, 3, 4h, 4w), in [0, 1], of `x` (N, 3, h, w) in [0, 1]."""
+        """Mean SR (N, 3, sh, sw), in [0, 1], of `x` (N, 3, h, w) in [0, 1]."""
         ids = [str(i) for i in range(len(x))] if ids is None else ids
         return torch.stack([self._mean(image, i, purpose) for image, i in zip(x, ids, strict=True)])
 

@@ -27,7 +27,7 @@ SORTED_AT_ONCE = 2**18
 class Certificate:
     """Bounds on the exact median-smoothed SR of N images, for every perturbation of the LR of l2 norm below `eps`.
 
-    `lower`, `upper`: (N, 3, 4h, 4w), unclamped; -inf or +inf where n draws cannot bound an element at this confidence.
+    `lower`, `upper`: (N, 3, sh, sw), unclamped; -inf or +inf where n draws cannot bound an element at this confidence.
     `ranks`: the 1-based order statistics used, 0 and n + 1 standing for -inf and +inf. `sigma` and `eps` are in [0, 1]
     pixel units, `eps` over all elements of the LR image. If `simultaneous`, all bounds of an image hold together with
     probability `confidence` (union bound over both sides of every element); otherwise each single bound does.
@@ -52,7 +52,7 @@ class Certificate:
 
     @property
     def width(self) -> Tensor:
-        """upper - lower after clamping both to [0, 1], as the scored image is: (N, 3, 4h, 4w) in [0, 1]."""
+        """upper - lower after clamping both to [0, 1], as the scored image is: (N, 3, sh, sw) in [0, 1]."""
         return self.upper.clamp(0, 1) - self.lower.clamp(0, 1)
 
     def width_percentiles(self, percent: Sequence[float] = (5, 25, 50, 75, 95)) -> dict[float, float]:
@@ -171,14 +171,14 @@ def certify(
 
 
 def certify_draws(draws: Tensor, sigma: float, eps: float, confidence: float, simultaneous: bool) -> Certificate:
-    """The certificate of one image that its `draws` (n, 3, 4h, 4w) support; see `certify`."""
+    """The certificate of one image that its `draws` (n, 3, sh, sw) support; see `certify`."""
     pair = ranks(len(draws), eps / sigma, failure(confidence, draws[0].numel() if simultaneous else None))
     lower, upper = order_statistics(draws, pair)
     return Certificate(lower[None], upper[None], pair, sigma, eps, len(draws), confidence, simultaneous)
 
 
 def noisy_outputs(model: nn.Module, image: Tensor, sigma: float, n: int, seed: int, sample_id: str) -> Tensor:
-    """The n outputs (n, 3, 4h, 4w) for one `image` (3, h, w) that a certificate rests on."""
+    """The n outputs (n, 3, sh, sw) for one `image` (3, h, w) that a certificate rests on."""
     network = model.network if isinstance(model, Smoothed) else model
     return Smoothed(network, sigma, n, seed).draws(image, sample_id, "certificate")
 
@@ -186,7 +186,7 @@ def noisy_outputs(model: nn.Module, image: Tensor, sigma: float, n: int, seed: i
 def width_curves(
     draws: Tensor, sigma: float, confidence: float, counts: Sequence[int], eps: Sequence[float], simultaneous: bool
 ) -> dict[int, list[float]]:
-    """Mean width of the bounds at each radius of `eps`, for the first n of `draws` (n, 3, 4h, 4w), by n of `counts`.
+    """Mean width of the bounds at each radius of `eps`, for the first n of `draws` (n, 3, sh, sw), by n of `counts`.
 
     Bounds are clamped to [0, 1] first; NaN where n draws cannot bound both sides.
     """

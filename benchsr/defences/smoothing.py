@@ -51,7 +51,7 @@ class Smoothed(Randomised):
 
     @torch.no_grad()
     def draws(self, x: Tensor, sample_id: str, purpose: str = "evaluation-0") -> Tensor:
-        """The network's n outputs (n, 3, 4h, 4w) for one image `x` (3, h, w), without gradient."""
+        """The network's n outputs (n, 3, sh, sw) for one image `x` (3, h, w), without gradient."""
         stored = x.new_empty(0)
         for rows, noisy in self.noisy(x, sample_id, purpose):
             sr = self.network(noisy)
@@ -61,7 +61,7 @@ class Smoothed(Randomised):
         return stored
 
     def forward(self, x: Tensor, ids: Sequence[str] | None = None, purpose: str = "evaluation-0") -> Tensor:
-        """Median SR (N, 3, 4h, 4w), unclamped, of `x` (N, 3, h, w) in [0, 1]."""
+        """Median SR (N, 3, sh, sw), unclamped, of `x` (N, 3, h, w) in [0, 1]."""
         ids = [str(i) for i in range(len(x))] if ids is None else ids
         if self.n == 1:  # nothing to choose from: one pass, not two
             return torch.cat([self.network(next(self.noisy(x, i, purpose))[1]) for x, i in zip(x, ids, strict=True)])

@@ -53,7 +53,7 @@ def deploy(card: Card, threat: str, network: nn.Module, seed: int = 0, draws: in
 def load_model(model: str | Card, threat: str = "clean", device: str | torch.device = "cpu") -> nn.Module:
     """Load a model of the zoo by id, by the path of a card, or from a Card: an `nn.Module` in eval mode.
 
-    It maps LR (N, 3, h, w) in [0, 1] to SR (N, 3, 4h, 4w), unclamped and differentiable in its input. A card with a
+    It maps LR (N, 3, h, w) in [0, 1] to SR (N, 3, sh, sw), unclamped and differentiable in its input. A card with a
     smoothing section gives the median-smoothed network, with the sigma that the card sets for `threat`; one with
     another defence the defended network.
     Raises UnknownIdError, CardError, UnavailableError (weights cannot be had: says what to do) or IntegrityError.

@@ -12,7 +12,6 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from benchsr.base.pairs import SCALE
 from benchsr.metrics.objective import Objective
 
 MOST = 0.8
@@ -106,9 +105,9 @@ def bytes_per_pixel(network: nn.Module, objective: Objective, device: torch.devi
         return saved
 
     lr = torch.full((1, 3, side, side), 0.5, device=device, requires_grad=True)
-    bound = objective.bind(torch.full((1, 3, SCALE * side, SCALE * side), 0.5, device=device))
     with torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved):
-        loss = bound(network(lr))  # the graph must live until all of it is counted, lest buffers be reused
+        sr = network(lr)
+        loss = objective.bind(torch.full_like(sr, 0.5))(sr)  # the graph lives until all is counted: no buffer is reused
     del loss
     return sum(kept.values()) / side**2
 

@@ -105,7 +105,7 @@ def columns(protocol: Protocol, threats: Sequence[str], dataset: Dataset) -> lis
         reason, status = "", Status.OK
         try:
             if threat.spec.dataset:
-                samples = load_dataset(threat.spec.dataset, crop=protocol.crop)
+                samples = load_dataset(threat.spec.dataset, crop=protocol.crop, scale=protocol.scale)
             _perceptual_key(threat)
         except BenchsrError as error:
             samples, (reason, status) = None, _lacking(error)
@@ -162,7 +162,7 @@ def _templates(
     """What is known of each evaluation before the work starts."""
     return [
         Record(
-            protocol=protocol.id,
+            protocol=protocol.board,
             dataset=column.threat.spec.dataset or dataset.id,
             model=row.card.id,
             threat=column.threat.id,

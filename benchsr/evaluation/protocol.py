@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 
 from benchsr.base.errors import BenchsrError, InputError
 from benchsr.base.files import digest
+from benchsr.base.pairs import SCALES, USUAL, Scale
 from benchsr.base.registry import Registry
 from benchsr.base.schema import Id, Table, Text, parse, read_toml
 from benchsr.metrics.objective import PerceptualNet
@@ -30,15 +31,17 @@ class ObjectiveSettings(Table):
 
 
 class Protocol(Table):
-    """A protocol file. `crop` is the side of a centred LR crop in pixels (None: whole images), `images` how many of the
-    data set's first images are used; `settings` overrides numbers of single threats; `precision` is that of the network
-    inside attacks (scores are always float32). A model that draws noise is scored `evaluations` times on each image,
-    with noise that no attack has seen, and its figures are means.
+    """A protocol file. `scale` is the super-resolution factor; networks of others take no part. `crop` is the side of a
+    centred LR crop in pixels (None: whole images), `images` how many of the data set's first images are used;
+    `settings` overrides numbers of single threats; `precision` is that of the network inside attacks (scores are always
+    float32). A model that draws noise is scored `evaluations` times on each image, with noise that no attack has seen,
+    and its figures are means.
     """
 
     id: Id
     title: Text
     notes: tuple[Text, ...] = ()
+    scale: Scale = USUAL
     dataset: str = Field(max_length=1000)
     crop: int | None = Field(None, ge=12, le=4096)
     images: int | None = Field(None, ge=1)
@@ -76,13 +79,28 @@ class Protocol(Table):
         )
 
     @property
+    def board(self) -> str:
+        """The name of its leaderboard, which is of one scale: the id, and a scale that is not the usual one."""
+        return self.id if self.scale == USUAL else f"{self.id}-x{self.scale}"
+
+    @property
+    def heading(self) -> str:
+        """The title, with a scale that is not the usual one: "Quick x2: embedded photographs"."""
+        name, *rest = self.title.split(":", 1)
+        return self.title if self.scale == USUAL else ":".join([f"{name} x{self.scale}", *rest])
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of all that can change a figure, apart from the data and the weights, which each row's key adds."""
-        return digest({"code": CODE_VERSION, **self.figures()})
+        figures = self.figures()
+        if self.scale == USUAL:
+            del figures["scale"]  # so that fingerprints from before it was a choice hold
+        return digest({"code": CODE_VERSION, **figures})
 
     def override(
         self,
         *,
+        scale: int | None = None,
         dataset: str | None = None,
         seed: int | None = None,
         precision: str | None = None,
@@ -90,7 +108,7 @@ class Protocol(Table):
     ) -> Protocol:
         """This protocol with some settings replaced (None: as it is), and so with another fingerprint."""
         fields = self.model_dump()
-        given = {"dataset": dataset, "seed": seed, "precision": precision}
+        given = {"scale": scale, "dataset": dataset, "seed": seed, "precision": precision}
         fields |= {name: value for name, value in given.items() if value is not None}
         if perceptual_net is not None:
             fields["objective"]["perceptual_net"] = perceptual_net
@@ -107,7 +125,7 @@ class Protocol(Table):
         """The settings in words, a line each, for reports."""
         size = f"centred LR crops of {self.crop} x {self.crop} pixels" if self.crop else "whole images"
         first = f", first {self.images} images" if self.images else ""
-        lines = [
+        lines = [f"Super-resolution x{self.scale}."] * (self.scale != USUAL) + [
             f"Data: {self.dataset}{first}, {size}; seed {self.seed}; attacked LR {'' if self.quantise_lr else 'not '}"
             "rounded to 8 bit.",
             self.metrics.description,
@@ -147,13 +165,19 @@ def _number(name: str, value: Setting, among: Mapping[str, Setting]) -> str:
 
 
 def load_protocol(name_or_path: str | Path) -> Protocol:
-    """A packaged protocol by id, or one from a TOML file.
+    """A packaged protocol by id, at another scale by the name of its board ("quick-x2"), or one from a TOML file.
 
     Raises CardError naming file and field where the file does not follow the schema, UnknownIdError for an unknown id.
     """
     if str(name_or_path).endswith(".toml"):
         return _read(Path(name_or_path))
-    return protocols()[str(name_or_path)]
+    return _boards().get(str(name_or_path)) or protocols()[str(name_or_path)]
+
+
+def _boards() -> dict[str, Protocol]:
+    """The packaged protocols at every scale, by the name of their board."""
+    at_scale = (protocol.override(scale=scale) for protocol in protocols().values() for scale in SCALES)
+    return {protocol.board: protocol for protocol in at_scale}
 
 
 def protocols() -> Registry[Protocol]:

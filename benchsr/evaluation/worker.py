@@ -70,7 +70,7 @@ class Attacked:
 class Answer:
     """What a model made of one image: its line of results, and unless that failed, LR and SR.
 
-    `lr` (3, h, w) is what the model saw, `sr` (k, 3, 4h, 4w) its answer in [0, 1] in each of k evaluations.
+    `lr` (3, h, w) is what the model saw, `sr` (k, 3, sh, sw) its answer in [0, 1] in each of k evaluations.
     """
 
     record: Record
@@ -259,7 +259,7 @@ class Worker:
         return model
 
     def _super_resolve(self, cell: Cell, model_id: str, attacked: Attacked) -> tuple[Tensor, float]:
-        """What a model makes of an attacked image, (k, 3, 4h, 4w) in [0, 1] for k evaluations, and seconds for each."""
+        """What a model makes of an attacked image, (k, 3, sh, sw) in [0, 1] for k evaluations, and seconds for each."""
         sample, x = attacked.sample, attacked.lr[None].to(self.device)
         model = self._model(cell, model_id, x)
 

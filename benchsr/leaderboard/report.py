@@ -20,6 +20,7 @@ from rich.text import Text
 
 from benchsr.base.errors import InputError
 from benchsr.base.files import write_changed
+from benchsr.base.pairs import USUAL
 from benchsr.base.text import markdown_table, templates
 from benchsr.leaderboard.contrasts import Contrast, Help, contrasts, helps
 from benchsr.leaderboard.flags import FLAGS, flags
@@ -44,6 +45,7 @@ from benchsr.leaderboard.tables import (
     CardInfo,
     LeaderboardInfo,
     Table,
+    cards_at,
     expected_images,
     family_cards,
     frame,
@@ -92,6 +94,11 @@ class Leaderboard:
         members = {family: family_cards(family, self.grid, self.cards) for family in FAMILIES}
         return {family: cards for family, cards in members.items() if cards}
 
+    @property
+    def comparable_with_paper(self) -> Grid:
+        """The figures of the paper's super-resolution factor, the usual one; none on a board of another."""
+        return self.grid if self.protocol.scale == USUAL else {}
+
     @cached_property
     def scales(self) -> dict[str, Scale]:
         """Which figures of each family are read as the paper's."""
@@ -111,18 +118,20 @@ class Leaderboard:
     @cached_property
     def judgements(self) -> dict[str, list[Judgement]]:
         """The paper's claims, checked on each family."""
-        return {family: judge_all(self.grid, scale) for family, scale in self.scales.items()}
+        return {family: judge_all(self.comparable_with_paper, scale) for family, scale in self.scales.items()}
 
     @cached_property
     def correlations(self) -> pd.DataFrame:
         """Kendall's tau of each column with the paper's, for each family."""
-        found = [rank_correlation(self.grid, scale).assign(family=f) for f, scale in self.scales.items()]
+        found = [
+            rank_correlation(self.comparable_with_paper, scale).assign(family=f) for f, scale in self.scales.items()
+        ]
         return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
     @cached_property
     def beside_paper(self) -> pd.DataFrame:
         """Paper-scale figures beside the printed ones."""
-        return beside_paper(self.grid)
+        return beside_paper(self.comparable_with_paper)
 
     @cached_property
     def changes(self) -> dict[tuple[str, str, str], dict[str, Estimate]]:
@@ -206,7 +215,9 @@ def write_leaderboard(
     families, paper-comparison.csv, claims.csv, report.md and leaderboard.json (`protocol`). Files of tables that have
     no rows any more are removed. Raises InputError for a folder that cannot be written.
     """
-    board = Leaderboard(protocol, cards, sorted(records, key=lambda r: (r.model, r.threat, r.image)))
+    board = Leaderboard(
+        protocol, cards_at(protocol.scale, cards), sorted(records, key=lambda r: (r.model, r.threat, r.image))
+    )
     files: dict[str, str | bytes] = {}
     for name, table in board.tables.items():
         files[f"{name}.csv"] = _csv(frame(table))
@@ -238,7 +249,7 @@ def read_leaderboard(folder: Path, cards: Mapping[str, CardInfo]) -> Leaderboard
     records, problems = read_results(folder / "results.csv")
     for problem in problems:
         log.warning("%s: %s", folder / "results.csv", problem)
-    return Leaderboard(protocol, cards, records)
+    return Leaderboard(protocol, cards_at(protocol.scale, cards), records)
 
 
 def table_page(table: Table, protocol: LeaderboardInfo) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from benchsr.base.pairs import USUAL, Scale
 from benchsr.base.text import escape, markdown_table
 from benchsr.data.cards import DATASETS
 from benchsr.leaderboard.compare import tied_with_best
@@ -48,6 +49,8 @@ class CardInfo(Protocol):
     @property
     def origin(self) -> str: ...  # noqa: D102
     @property
+    def scale(self) -> int | str: ...  # noqa: D102
+    @property
     def training_data(self) -> str: ...  # noqa: D102
     @property
     def fine_tuning_data(self) -> str: ...  # noqa: D102
@@ -61,7 +64,7 @@ class CardInfo(Protocol):
 
 @dataclass(frozen=True)
 class LeaderboardInfo:
-    """What tables and reports say of their protocol: its settings in words, its threats, images' ids and metrics."""
+    """What tables and reports say of their protocol: settings in words, threats, images' ids, metrics and scale."""
 
     id: str
     title: str
@@ -70,6 +73,7 @@ class LeaderboardInfo:
     threats: Sequence[str]
     images: Sequence[str]
     metrics: Sequence[str] = SCORED
+    scale: Scale = USUAL
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,11 @@ class Table:
     def reproduced(self) -> list[CardInfo]:
         """Cards of the rows with figures whose networks were trained anew for a row of the paper."""
         return [row.card for row in self.rows if row.card.retrains and row.evaluated]
+
+
+def cards_at(scale: Scale, cards: Mapping[str, CardInfo]) -> dict[str, CardInfo]:
+    """The models that answer at a super-resolution factor: a board is of one."""
+    return {name: card for name, card in cards.items() if card.scale in ("any", scale)}
 
 
 def expected_images(protocol: LeaderboardInfo) -> dict[str, int]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from benchsr.base.errors import InputError, ModelError
-from benchsr.base.pairs import SCALE
 from benchsr.base.registry import Registry
 from benchsr.metrics.perceptual import vgg_trunk
 
@@ -54,7 +53,7 @@ class Objective:
         return trunk
 
     def bind(self, hr: Tensor) -> BoundObjective:
-        """Fix the image to compare with, `hr` (N, 3, 4h, 4w) in [0, 1], and compute its features once."""
+        """Fix the image to compare with, `hr` (N, 3, H, W) in [0, 1], and compute its features once."""
         with torch.no_grad():
             features = self.features(hr) if self.perceptual_weight else None
         return BoundObjective(self, hr, features)
@@ -64,7 +63,7 @@ class Objective:
 class BoundObjective:
     """An Objective with the image that it compares with, `hr`.
 
-    Maps SR (N, 3, 4h, 4w) to one loss per image (N,), differentiable in SR.
+    Maps SR (N, 3, H, W) to one loss per image (N,), differentiable in SR.
     """
 
     objective: Objective
@@ -78,7 +77,7 @@ class BoundObjective:
         """
         if sr.shape != self.hr.shape:
             raise ModelError(
-                f"the model answered {tuple(sr.shape)}; a x{SCALE} model gives {tuple(self.hr.shape)} here"
+                f"the model answered {tuple(sr.shape)}, not {tuple(self.hr.shape)}, the shape of the truth"
             )
         terms = {"l1": per_image_mean((sr - self.hr).abs())}
         if self.features is not None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from benchsr.base.errors import BenchsrError, InputError, NotApplicableError
 from benchsr.base.inference import full_float32, to_8bit
+from benchsr.base.pairs import scale_of
 from benchsr.base.registry import Registry
 from benchsr.base.schema import Table
 from benchsr.base.shrinking import bicubic_downscale
@@ -114,7 +115,7 @@ def lr_psnr(sr: Tensor, lr: Tensor) -> Tensor:
     Whether SR is an enlargement of what was given at all (Lugmayr et al. 2021). SR is shrunk by the MATLAB bicubic with
     8-bit rounding that LR is made with; nothing is cropped.
     """
-    return psnr(bicubic_downscale(sr), lr)
+    return psnr(bicubic_downscale(sr, scale_of(lr, sr)), lr)
 
 
 class Scores(NamedTuple):

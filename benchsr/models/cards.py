@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, PrivateAttr, StringConstraints, model_validator
 
 from benchsr.base.downloads import package_file, package_path, url_file, url_path
-from benchsr.base.errors import IntegrityError, UnavailableError
+from benchsr.base.errors import InputError, IntegrityError, UnavailableError
 from benchsr.base.files import cache_dir, require_sha256, shown
+from benchsr.base.pairs import USUAL, Scale
 from benchsr.base.schema import DIGITS, CardFile, FileName, Id, Sha256, Table, Text
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ class Published(Table):
     """
 
     dataset: Text
-    scale: Literal[4] = 4
+    scale: Scale = USUAL
     metric: Id
     colour: Literal["rgb", "y"] = "rgb"
     border: int = Field(ge=0, le=64)
@@ -221,13 +222,14 @@ class Card(CardFile):
     """One row of the leaderboards: what the model is, and where its weights come from.
 
     Either `weights` (sources, tried in order), or `base` (another card, whose network this one deploys), or the
-    architecture "bicubic". `family` keeps networks of the paper's size apart from compact ones. `retrains` names the
-    row of the paper that this network was trained anew for, and is judged as where that row's own weights are missing.
-    `reproduces` holds figures published for this network. `recipe` is read by benchsr.train; `training` tells where
-    weights trained by this project come from.
+    architecture "bicubic". `scale` is the super-resolution factor of the network, or "any" where it has none of its own
+    (bicubic interpolation) or nobody has stated it; it is then the run's. `family` keeps networks of the paper's size
+    apart from compact ones. `retrains` names the row of the paper that this network was trained anew for, and is
+    judged as where that row's own weights are missing. `reproduces` holds figures published for this network. `recipe`
+    is read by benchsr.train; `training` tells where weights trained by this project come from.
     """
 
-    scale: Literal[4] = 4
+    scale: Literal[Scale, "any"] = USUAL
     family: Literal["paper", "compact", "both"]
     paper_row: bool = False
     retrains: Id | None = None
@@ -268,6 +270,20 @@ class Card(CardFile):
         steps = sum(stage.get("steps", 0) for stage in (training or recipe).get("stages", []))
         parts = (start and f"start {start}", steps and f"{steps} steps", f"data: {self.fine_tuning_data}")
         return "; ".join(filter(None, parts))
+
+    @property
+    def factor(self) -> Scale:
+        """The factor of its answers: its scale, and the usual one while nobody has chosen one for it."""
+        return USUAL if self.scale == "any" else self.scale
+
+    def at(self, scale: Scale) -> Card:
+        """This card in a run of the factor `scale`. Raises InputError, saying what to do, where it has another one."""
+        if self.scale not in ("any", scale):
+            raise InputError(
+                f"{self.id} is a x{self.scale} network, and this run is of x{scale}: give --scale {self.scale}, with "
+                "networks of that scale alone, or leave it out"
+            )
+        return self.model_copy(update={"scale": scale})
 
     @property
     def random(self) -> bool:

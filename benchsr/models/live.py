@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from benchsr.base.errors import BenchsrError, InputError, ModelError
 from benchsr.base.inference import require_repeated
+from benchsr.base.pairs import USUAL, Scale
 from benchsr.base.rng import Randomised
 from benchsr.base.schema import Id
 from benchsr.models.cards import UNSTATED, Card, Live
@@ -29,36 +30,36 @@ TRIAL_SIDE = 32
 Model = str | Path | Card | nn.Module
 
 
-def select(models: str | Mapping[str, Model], trust_code: bool = False) -> list[Card]:
-    """Cards for "all", a comma-separated list of `[ID=]MODEL`, or a mapping from ids to models.
+def select(models: str | Mapping[str, Model], trust_code: bool = False, scale: Scale = USUAL) -> list[Card]:
+    """Cards of a factor for "all", a comma-separated list of `[ID=]MODEL`, or a mapping from ids to models.
 
     A model is an id, the path of a card or of a weights file, package.module:factory (code, run only with
     `trust_code`), and in a mapping also a Card or a live network. Raises what `load_card`, `live` and `made` raise.
     """
-    load = partial(_named_card, trust_code=trust_code)
+    load = partial(_named_card, trust_code=trust_code, scale=scale)
     if isinstance(models, str):
-        return select_cards(models, load)
+        return select_cards(models, scale, load)
     if not isinstance(models, Mapping):
         raise InputError(f"models must be a string or a mapping from ids to models; got {type(models).__name__}")
-    return [_mapped_card(row, model, trust_code) for row, model in models.items()]
+    return [_mapped_card(row, model, trust_code, scale) for row, model in models.items()]
 
 
-def _mapped_card(row: str, model: Model, trust_code: bool) -> Card:
+def _mapped_card(row: str, model: Model, trust_code: bool, scale: Scale) -> Card:
     _require_id(row)
     if isinstance(model, nn.Module):
-        return live(row, model)
+        return live(row, model, scale)
     if isinstance(model, Card):
-        return renamed(model, row)
+        return renamed(model, row).at(scale)
     if isinstance(model, str | Path):
-        return _named_card(f"{row}={model}", trust_code)
+        return _named_card(f"{row}={model}", trust_code, scale)
     raise InputError(f"model {row!r} is a {type(model).__name__}; give a network (torch.nn.Module), an id or a path")
 
 
-def _named_card(text: str, trust_code: bool) -> Card:
+def _named_card(text: str, trust_code: bool, scale: Scale) -> Card:
     row, what = named(text)
     if FACTORY.fullmatch(what) and trust_code:
-        return made(what, row)
-    card = load_card(text)
+        return made(what, row, scale)
+    card = load_card(text).at(scale)
     if Path(what).suffix in WEIGHTS:
         try_out(card)
     return card
@@ -71,12 +72,12 @@ def _require_id(row: str) -> None:
         raise InputError(f"{row!r} cannot be an id: use a-z, 0-9, '.' and '-', at most 64 of them") from None
 
 
-def live(row: str, network: nn.Module) -> Live:
+def live(row: str, network: nn.Module, scale: Scale = USUAL) -> Live:
     """The row `row` for a network in eval mode and float32, on any device; it is copied for each use, never changed.
 
-    It maps LR (N, 3, h, w), RGB in [0, 1], to SR, unclamped. Raises InputError or ModelError, saying what to do, for an
-    id that is taken, train mode, other precisions, NaN in weights or answers, wrong shapes, and answers that differ
-    (see `benchsr.Seeded`).
+    It maps LR (N, 3, h, w), RGB in [0, 1], to SR of factor `scale`, unclamped. Raises InputError or ModelError,
+    saying what to do, for an id that is taken, train mode, other precisions, NaN in weights or answers, wrong shapes,
+    and answers that differ (see `benchsr.Seeded`).
     """
     require_free(row)
     if any(module.training for module in network.modules()):
@@ -90,7 +91,7 @@ def live(row: str, network: nn.Module) -> Live:
             raise InputError(f"{row}: {name} is {value.dtype}; call the network's float(): figures are made in float32")
         if not bool(torch.isfinite(value).all()):
             raise ModelError(f"{row}: {name} holds NaN or infinite values")
-    card = Live(id=row, title=row, **UNSTATED)
+    card = Live(id=row, title=row, scale=scale, **UNSTATED)
     card._network, card._key, card._name = network, live_key(network), row
     card._random = isinstance(network, Randomised)
     try_out(card)
@@ -123,7 +124,7 @@ def _source(kind: type) -> str:
         return ""
 
 
-def made(factory: str, row: str = "") -> Live:
+def made(factory: str, row: str = "", scale: Scale = USUAL) -> Live:
     """The row for what package.module:factory, called without arguments, returns; by default named after it.
 
     Its module is looked for in the current folder too. This runs that code. Raises InputError where it cannot be
@@ -148,7 +149,7 @@ def made(factory: str, row: str = "") -> Live:
         raise ModelError(f"{factory} returned a {type(network).__name__}, not a network (torch.nn.Module)")
     row = row or path.rpartition(".")[2].lower().replace("_", "-").strip("-")
     _require_id(row)
-    return live(row, network)
+    return live(row, network, scale)
 
 
 def try_out(card: Card) -> None:

@@ -6,8 +6,9 @@ import copy
 import pickle
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from benchsr.base.errors import InputError, IntegrityError, ModelError
 from benchsr.base.files import shown
 from benchsr.base.inference import freeze
-from benchsr.base.pairs import SCALE
+from benchsr.base.pairs import SCALES, Scale
 from benchsr.models.adapters import merge_adapter
 from benchsr.models.cards import MAX_WEIGHT_BYTES, Card, Live
 from benchsr.models.ncnn import read_ncnn
@@ -85,23 +86,29 @@ def _read_state(found: Found) -> dict[str, Tensor] | nn.Module:
 
 
 class Bicubic(nn.Module):
-    """Bicubic interpolation (Keys 1981, a = -0.5) to four times the size, as MATLAB's imresize does inside the image.
+    """Bicubic interpolation (Keys 1981, a = -0.5) to `scale` times the size: MATLAB's imresize, inside the image.
 
-    Edges are replicated. Maps (N, 3, h, w) to (N, 3, 4h, 4w), unclamped and differentiable.
+    Edges are replicated. Maps (N, 3, h, w) to (N, 3, sh, sw), s being the scale, unclamped and differentiable.
     """
 
     PAD = 4  # the kernel reaches two pixels; torch shortens it at the border instead of replicating
 
+    def __init__(self, scale: Scale) -> None:
+        super().__init__()
+        self.scale = scale
+
     def forward(self, x: Tensor) -> Tensor:
         """Interpolate `x`."""
         padded = F.pad(x, (self.PAD,) * 4, mode="replicate")
-        sr = F.interpolate(padded, scale_factor=SCALE, mode="bicubic", antialias=True)  # plain "bicubic" has a = -0.75
-        crop = SCALE * self.PAD
+        sr = F.interpolate(
+            padded, scale_factor=self.scale, mode="bicubic", antialias=True
+        )  # plain "bicubic" has a = -0.75
+        crop = self.scale * self.PAD
         return sr[..., crop:-crop, crop:-crop]
 
 
-def _build(state: dict[str, Tensor] | nn.Module, name: str) -> nn.Module:
-    """The network that spandrel recognises in `state`, with a check of the sizes that it takes."""
+def _build(state: dict[str, Tensor] | nn.Module, name: str, scale: Scale | Literal["any"]) -> nn.Module:
+    """The network that spandrel recognises in `state`, of the factor `scale`, with a check of the sizes it takes."""
     if isinstance(state, nn.Module):
         return state
     from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
@@ -117,10 +124,15 @@ def _build(state: dict[str, Tensor] | nn.Module, name: str) -> nn.Module:
             f"{name}: the weights do not fit their architecture ({type(error).__name__}: {error})"
         ) from error
     kind = (descriptor.scale, descriptor.input_channels, descriptor.output_channels)
-    if not isinstance(descriptor, ImageModelDescriptor) or kind != (SCALE, 3, 3):
+    if not isinstance(descriptor, ImageModelDescriptor) or kind[0] not in SCALES or kind[1:] != (3, 3):
         raise ModelError(
-            f"{name}: needs a x{SCALE} network from RGB to RGB; {descriptor.architecture.name} here is x{kind[0]} "
-            f"from {kind[1]} to {kind[2]} channels"
+            f"{name}: needs a network from RGB to RGB, x{', x'.join(map(str, SCALES))}; {descriptor.architecture.name} "
+            f"here is x{kind[0]} from {kind[1]} to {kind[2]} channels"
+        )
+    if scale not in ("any", kind[0]):
+        raise ModelError(
+            f"{name}: scale: {descriptor.architecture.name} here is x{kind[0]}, not x{scale}; write scale = {kind[0]} "
+            f"into its card, or without one give --scale {kind[0]}"
         )
     network: nn.Module = descriptor.model  # not the descriptor: its call clamps, and cuts the gradient
     needs = descriptor.size_requirements
@@ -135,12 +147,14 @@ def _build(state: dict[str, Tensor] | nn.Module, name: str) -> nn.Module:
     return network
 
 
-def _check_output(network: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+def _check_output(scale: Scale, network: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
     n, _, h, w = inputs[0].shape
     shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if shape != (n, 3, SCALE * h, SCALE * w):
+    if shape != (n, 3, scale * h, scale * w):
+        others = [other for other in SCALES if shape == (n, 3, other * h, other * w)]
         raise ModelError(
-            f"{type(network).__name__} made {shape} of LR {(n, 3, h, w)}; expected {(n, 3, SCALE * h, SCALE * w)}"
+            f"{type(network).__name__} made {shape} of LR {(n, 3, h, w)}; expected {(n, 3, scale * h, scale * w)}"
+            + "".join(f": it is x{other}, not x{scale}; see scale in its card, or --scale" for other in others)
         )
 
 
@@ -155,18 +169,21 @@ def _copied(card: Live) -> nn.Module:
 def load_network(card: Card | str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """The network f of a card or id, without smoothing: eval mode, fixed float32 weights.
 
-    It maps LR (N, 3, h, w), RGB in [0, 1], to SR (N, 3, 4h, 4w), unclamped and differentiable in its input, and raises
-    ModelError where its output has another shape. Raises UnknownIdError, CardError, UnavailableError (weights cannot
-    be had: says what to do), IntegrityError (they are not what they should be) or ModelError (no x4 RGB network).
+    It maps LR (N, 3, h, w), RGB in [0, 1], to SR (N, 3, sh, sw), s being the card's factor, unclamped and
+    differentiable in its input, and raises ModelError where its output has another shape. Raises UnknownIdError,
+    CardError, UnavailableError (weights cannot be had: says what to do), IntegrityError (they are not what they should
+    be) or ModelError (no RGB network of the card's scale).
     """
-    root = root_card(card if isinstance(card, Card) else load_card(card))
-    network: nn.Module = Bicubic()
+    asked = card if isinstance(card, Card) else load_card(card)
+    root = root_card(asked)
+    network: nn.Module = Bicubic(asked.factor)
     if isinstance(root, Live):
         network = _copied(root)
     if root.weights:
         found = find_weights(root.weights, root._folder)
         if found.base:
             return merge_adapter(load_network(found.base, device), found.files[0], found.base.id)
-        network = _build(_read_state(found), root.id)
-    network.register_forward_hook(_check_output)
+        network = _build(_read_state(found), root.id, asked.scale)
+    if asked.scale != "any":
+        network.register_forward_hook(partial(_check_output, asked.scale))
     return freeze(network.float().to(device))

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from benchsr.base.errors import CardError, InputError, UnavailableError
 from benchsr.base.files import require_sha256, sha256_file
+from benchsr.base.pairs import USUAL, Scale
 from benchsr.base.registry import Registry
 from benchsr.base.schema import read_card
 from benchsr.models.cards import PAPER_ROWS, UNSTATED, AdapterSource, Card, FileSource, Live
@@ -44,6 +45,11 @@ def zoo(*extra_dirs: str | Path) -> Registry[Card]:
         registry.add(card.id, card)
         root_card(card)
     return registry
+
+
+def zoo_at(scale: Scale) -> Registry[Card]:
+    """The cards of the packaged zoo that answer at a super-resolution factor, in the order of `zoo`."""
+    return Registry("model", {name: card.at(scale) for name, card in zoo().items() if card.scale in ("any", scale)})
 
 
 WEIGHTS: dict[str, Literal["safetensors", "pth"]] = {".safetensors": "safetensors", ".pth": "pth", ".pt": "pth"}
@@ -105,7 +111,7 @@ def _weights_card(path: Path, new: str) -> Card:
     source = FileSource.model_construct(
         kind="file", path=path.name, format=WEIGHTS[path.suffix], sha256=sha256_file(path)
     )
-    card = Card(id=row, title=path.name, weights=(source,), **UNSTATED)
+    card = Card(id=row, title=path.name, scale="any", weights=(source,), **UNSTATED)
     card._folder, card._name = path.absolute().parent, path.name
     return card
 
@@ -126,17 +132,20 @@ def _bases(card: Card) -> list[str]:
     return [card.base] if card.base else adapted
 
 
-def _require_no_circle(card: Card, seen: tuple[str, ...] = ()) -> None:
-    """Raise CardError where a card rests on itself, or on one that there is not."""
+def _require_sound(card: Card, seen: tuple[str, ...] = ()) -> None:
+    """Raise CardError where a card rests on itself, on one that there is not, or on one of another scale."""
     if card.id in seen:
         raise CardError(f"{card._folder / card.id}.toml: base: {' -> '.join([*seen, card.id])} is a circle")
     for name in _bases(card):
-        _require_no_circle(base_card(name, card._folder, card.id), (*seen, card.id))
+        base = base_card(name, card._folder, card.id)
+        if base.scale not in ("any", card.scale):
+            raise CardError(f"{card.file}: scale: {card.scale!r}, but its base {name} has scale = {base.scale!r}")
+        _require_sound(base, (*seen, card.id))
 
 
 def root_card(card: Card) -> Card:
     """The card whose weights `card` deploys."""
-    _require_no_circle(card)
+    _require_sound(card)
     while card.base is not None:
         card = base_card(card.base, card._folder, card.id)
     return card
@@ -195,9 +204,12 @@ def availability(card: Card) -> tuple[bool, str]:
     return next((state for state in states if state[0]), states[0])
 
 
-def select_cards(models: str, load: Callable[[str], Card] = load_card) -> list[Card]:
-    """Cards for "all", or those that `load` gives for a comma-separated list."""
+def select_cards(models: str, scale: Scale = USUAL, load: Callable[[str], Card] = load_card) -> list[Card]:
+    """Cards for "all" of a super-resolution factor, or those that `load` gives for a comma-separated list.
+
+    Raises InputError, saying which --scale to give, for a named model of another factor.
+    """
     names = [name.strip() for name in models.split(",") if name.strip()]
     if models.strip() == "all" or not names:
-        return [zoo()[name] for name in zoo().select(models)]
-    return [load(name) for name in dict.fromkeys(names)]
+        return [zoo_at(scale)[name] for name in zoo_at(scale).select(models)]
+    return [load(name).at(scale) for name in dict.fromkeys(names)]

@@ -228,7 +228,7 @@ def _read_board(folder: Path, cards: Mapping[str, CardInfo]) -> Leaderboard:
         if found != fingerprint:
             raise InputError(
                 f"{file} is of other settings than results.csv; write it again with: "
-                f"benchsr {command} --protocol {protocol.id} --out {folder.parent}"
+                f"benchsr {command} --protocol {protocol.board} --out {folder.parent}"
             )
     return board
 

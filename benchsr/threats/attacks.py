@@ -19,7 +19,7 @@ from torchattacks.attack import Attack
 
 from benchsr.base.errors import InputError, ModelError
 from benchsr.base.inference import eval_mode, full_float32, row_slices
-from benchsr.base.pairs import SCALE, check_pair
+from benchsr.base.pairs import check_pair
 from benchsr.base.rng import Randomised, generators
 from benchsr.metrics.objective import Against, BoundObjective, Objective
 from benchsr.threats.balls import Norm, make_ball
@@ -83,7 +83,7 @@ class AttackTrace(AttackResult):
 class GradientAttack(Attack):  # type: ignore[misc]
     """The loop that all gradient attacks share: start, then `steps` times gradient and step; the best iterate wins.
 
-    `model` maps LR (N, 3, h, w) in [0, 1] to SR (N, 3, 4h, 4w), unclamped. `objective` defaults to L1 + perceptual
+    `model` maps LR (N, 3, h, w) in [0, 1] to SR (N, 3, sh, sw), unclamped. `objective` defaults to L1 + perceptual
     with weights one. With `keep_best=False` the last iterate is returned, as torchattacks does. A `Randomised` model
     draws new noise whenever it is asked, and the gain and its gradient are then means over `draws` answers (expectation
     over transformation, Athalye et al. 2018). `restarts` runs are made and each image keeps its best.
@@ -118,8 +118,8 @@ class GradientAttack(Attack):  # type: ignore[misc]
         """The image (N, 3, h, w) in [0, 1] that the search variable `v` stands for."""
         return v
 
-    def gain(self, loss: Tensor, image: Tensor, x: Tensor) -> Tensor:
-        """What the attack maximises, (N,), given the objective's `loss` (N,)."""
+    def gain(self, loss: Tensor, image: Tensor, x: Tensor, sr_elements: int) -> Tensor:
+        """What the attack maximises, (N,), given the objective's `loss` (N,), a mean over `sr_elements` of each SR."""
         return loss
 
     def stepper(self, x: Tensor, gens: Sequence[torch.Generator]) -> Step:
@@ -127,7 +127,7 @@ class GradientAttack(Attack):  # type: ignore[misc]
         raise NotImplementedError
 
     def __call__(self, lr: Tensor, hr: Tensor, ids: Sequence[str] | None = None, seed: int = 0) -> Tensor:
-        """Attack `lr` (N, 3, h, w) so that the model's output leaves `hr` (N, 3, 4h, 4w); see `run`."""
+        """Attack `lr` (N, 3, h, w) so that the model's output leaves `hr` (N, 3, sh, sw); see `run`."""
         return self.run(lr, hr, ids, seed).lr
 
     forward = __call__
@@ -242,7 +242,7 @@ class GradientAttack(Attack):  # type: ignore[misc]
             with torch.set_grad_enabled(gradient):
                 image = self.image(v)
                 loss = bound(self._sr(image, ids, noise))
-                gain = self.gain(loss, image, x)
+                gain = self.gain(loss, image, x, bound.hr[0].numel())
             grad = torch.autograd.grad(gain.sum(), v)[0] if gradient else torch.zeros_like(v)
             looks.append((loss.detach(), gain.detach(), grad))
         loss, gain, grad = (torch.stack(parts).mean(0) for parts in zip(*looks, strict=True))
@@ -360,12 +360,11 @@ class CW(GradientAttack):
         """(tanh(w) + 1) / 2, inside [0, 1] by construction."""
         return (torch.tanh(v) + 1) / 2
 
-    def gain(self, loss: Tensor, image: Tensor, x: Tensor) -> Tensor:
+    def gain(self, loss: Tensor, image: Tensor, x: Tensor, sr_elements: int) -> Tensor:
         """c L - ||delta||_2, the negative of equation 2."""
-        elements = SCALE**2 * x[0].numel()
         # The norm's gradient at delta = 0 is undefined; under a tiny offset it is zero.
         norm = ((image - x).square().flatten(1).sum(1) + 1e-12).sqrt()
-        return self.c * elements * loss - norm
+        return self.c * sr_elements * loss - norm
 
     def stepper(self, x: Tensor, gens: Sequence[torch.Generator]) -> Step:
         """One Adam step on w (Kingma & Ba 2015, torch's defaults)."""

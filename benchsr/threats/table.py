@@ -246,7 +246,7 @@ class Threat:
     def __call__(
         self, model: nn.Module, lr: Tensor, hr: Tensor, ids: Sequence[str] | None = None, seed: int = 0
     ) -> Tensor:
-        """Attack or corrupt `lr` (N, 3, h, w) in [0, 1], truth `hr` (N, 3, 4h, 4w): the new LR, in [0, 1].
+        """Attack or corrupt `lr` (N, 3, h, w) in [0, 1], truth `hr` (N, 3, sh, sw): the new LR, in [0, 1].
 
         `ids` (default "0", "1", ...) and `seed` fix the random draws image by image. Raises InputError for unusable
         tensors and for paired data sets, ModelError for a model whose output cannot be used.

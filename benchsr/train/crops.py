@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from benchsr.base.errors import InputError
 from benchsr.base.inference import to_bytes
-from benchsr.base.pairs import SCALE, Sample
+from benchsr.base.pairs import Sample
 from benchsr.base.rng import generator
 from benchsr.base.shrinking import bicubic_downscale
 from benchsr.data.images import read_image
+from benchsr.train.networks import SCALE
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -66,7 +67,7 @@ def load_images(folder: Path, crop: int, held_out: int, held_out_crop: int, prog
             size = SCALE * held_out_crop
             top, left = (image.shape[1] - size) // 2, (image.shape[2] - size) // 2
             hr = image[:, top : top + size, left : left + size].contiguous()
-            samples.append(Sample(path.relative_to(folder).as_posix(), bicubic_downscale(hr), hr))
+            samples.append(Sample(path.relative_to(folder).as_posix(), bicubic_downscale(hr, SCALE), hr))
         else:
             images.append(to_bytes(image))
     return TrainingImages(folder, images, samples, digest.hexdigest())
@@ -139,7 +140,7 @@ class Crops(Dataset[Batch]):
             pools = [self.sources[row // self.block] for row in self.rows]
             crops = [self._row(i, pool, self.crop, "source") for i, pool in zip(ids, pools, strict=True)]
             source = torch.stack(crops).float() / 255
-        return Batch(bicubic_downscale(hr), hr, ids, source)
+        return Batch(bicubic_downscale(hr, SCALE), hr, ids, source)
 
     def loader(self, steps: range, workers: int) -> DataLoader[Batch]:
         """The batches of `steps` in order, made ahead by `workers` processes (0: in this one)."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from benchsr.base.errors import InputError
 from benchsr.base.inference import to_8bit
-from benchsr.base.pairs import SCALE
 from benchsr.base.rng import generators
+from benchsr.train.networks import SCALE
 from benchsr.train.recipe import Stage
 
 MAX_PATCHES = 1024

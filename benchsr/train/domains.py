@@ -21,6 +21,7 @@ from benchsr.base.shrinking import bicubic_downscale
 from benchsr.data.images import read_image
 from benchsr.threats.table import THREATS, load_threat
 from benchsr.train.crops import SUFFIXES, Source, TrainingImages
+from benchsr.train.networks import SCALE
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _stand_in(name: str, data: TrainingImages, seed: int) -> TrainingImages:
     for index, image in enumerate(data.images[1::2]):
         hr = image[None].float() / 255
         hr = hr[..., : hr.shape[-2] // 4 * 4, : hr.shape[-1] // 4 * 4]
-        lr = threat(nn.Identity(), bicubic_downscale(hr), hr, [f"source/{index}"], seed)[0]
+        lr = threat(nn.Identity(), bicubic_downscale(hr, SCALE), hr, [f"source/{index}"], seed)[0]
         images.append(to_bytes(lr))
     return replace(data, images=data.images[0::2], source=Source(name, images))
 

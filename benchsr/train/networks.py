@@ -9,9 +9,12 @@ from spandrel.architectures.ESRGAN import ESRGAN
 from torch import Tensor, nn
 
 from benchsr.base.errors import InputError
-from benchsr.base.pairs import SCALE
+from benchsr.base.pairs import Scale
 
 _COLOURS = 3
+
+SCALE: Scale = 4
+"""The factor of the networks that are trained here: the paper's."""
 
 
 def new_generator(filters: int, blocks: int, seed: int = 0) -> nn.Module:

@@ -12,14 +12,13 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchsr.base.errors import InputError
-from benchsr.base.pairs import SCALE
 from benchsr.base.rng import generators, normal_like
 from benchsr.metrics.objective import BoundObjective, Objective, per_image_mean
 from benchsr.train.adapters import adapter_rank, trained_parameters, weights_fixed
 from benchsr.train.crops import Batch
 from benchsr.train.degraders import degrade
 from benchsr.train.losses import low_pass, median, relativistic_loss
-from benchsr.train.networks import PatchDiscriminator, VGGDiscriminator
+from benchsr.train.networks import SCALE, PatchDiscriminator, VGGDiscriminator
 from benchsr.train.recipe import KernelsShape, Stage
 
 BETAS = (0.9, 0.99)

@@ -83,8 +83,29 @@ def test_own_images_that_are_not_what_the_card_says(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a\.png has no LR.*\(lr\.kind\)"):
         load_dataset(own(tmp_path))
     assert len(load_dataset(own(tmp_path, MADE))) == 2
-    with pytest.raises(InputError, match="for x2 x8, not for x4"):
+    with pytest.raises(UnavailableError, match="for x2, x8, not for x4"):
         load_dataset(own(tmp_path, MADE, ("[4]", "[2, 8]")))
+
+
+def test_a_card_gives_lr_at_one_scale_and_makes_it_at_others(tmp_path: Path) -> None:
+    for name in "ab":
+        put_pair(tmp_path / "images" / "HR" / f"{name}.png", tmp_path / "images" / "LR" / f"{name}.png")
+    more = 'kind = "given"\nscale = 4\notherwise = { boundary = "symmetric" }'
+    card = own(tmp_path, ("[4]", "[2, 4]"), ('kind = "given"', more))
+    given, made = load_dataset(card), load_dataset(card, scale=2)
+    assert torch.equal(given[0].lr, given[0].hr[:, ::4, ::4])
+    assert made[0].scale == 2
+    assert torch.equal(made[0].lr, bicubic_downscale(made[0].hr, 2, boundary="symmetric"))
+    assert given.sample_key("a") != made.sample_key("a")
+    with pytest.raises(UnavailableError, match="'mine' is for x2, x4, not for x3"):
+        load_dataset(card, scale=3)
+    assert load_dataset(own(tmp_path, ("[4]", "[4]")))[0].scale == 4
+
+
+@pytest.mark.parametrize("name", ["ntire-track1-valid", "aim-valid", "div2k-valid"])
+def test_pairs_of_x4_are_unavailable_at_other_scales(name: str) -> None:
+    with pytest.raises(UnavailableError, match=f"data set '{name}' is for x4, not for x2"):
+        load_dataset(name, scale=2)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +115,8 @@ def test_own_images_that_are_not_what_the_card_says(tmp_path: Path) -> None:
         ("count = 2", "count = 0", r"count: Input should be greater"),
         ("count = 2", 'count = 2\nlicense = "x"', r"license: no such field; did you mean 'licence'\?"),
         ("[4]", "[5]", r"scales\.0"),
+        ("[4]", "[2, 4]", r"file: lr\.scale must be one of scales, \[2, 4\]"),
+        ('kind = "given"', 'kind = "given"\nscale = 2', r"file: lr\.scale must be one of scales, \[4\]"),
         ('kind = "given"', 'kind = "drawn"', r"lr: .*'drawn'.*'given', 'made'"),
         ('kind = "given"', 'kind = "made"\nboundary = "zero"', r"lr\.made\.boundary"),
         ('kind = "folder"', 'kind = "torrent"', r"source: .*'torrent'"),

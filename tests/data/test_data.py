@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import zlib
 from dataclasses import replace
@@ -17,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchsr.base.errors import InputError, UnavailableError, UnknownIdError
+from benchsr.base.pairs import SCALES, Scale
 from benchsr.base.registry import Registry
 from benchsr.base.shrinking import Boundary, bicubic_downscale
 from benchsr.data.cards import DATASETS, DataCard, Made
@@ -50,13 +53,13 @@ def cubic(t: Array) -> Array:
     return np.where(t <= 1, inner, np.where(t <= 2, outer, 0.0))
 
 
-def imresize_quarter(image: Array, boundary: Boundary, round8: bool) -> Array:
-    """`imresize(image, 1/4)` of (H, W) grey levels, by weights and indices as in MATLAB's contributions()."""
+def imresize(image: Array, scale: int, boundary: Boundary, round8: bool) -> Array:
+    """`imresize(image, 1/scale)` of (H, W) grey levels, by weights and indices as in MATLAB's contributions()."""
     for axis in (0, 1):
         length = image.shape[axis]
-        centres = 4 * np.arange(1, length // 4 + 1) - 1.5  # 1-based: u = x / scale + 0.5 (1 - 1 / scale)
-        indices = np.floor(centres - 8)[:, None].astype(int) + np.arange(18)
-        weights = cubic((centres[:, None] - indices) / 4) / 4
+        centres = scale * np.arange(1, length // scale + 1) - (scale - 1) / 2  # 1-based
+        indices = np.floor(centres - 2 * scale)[:, None].astype(int) + np.arange(4 * scale + 2)
+        weights = cubic((centres[:, None] - indices) / scale) / scale
         weights /= weights.sum(axis=1, keepdims=True)
         if boundary == "edge":
             indices = np.clip(indices, 1, length) - 1
@@ -69,15 +72,29 @@ def imresize_quarter(image: Array, boundary: Boundary, round8: bool) -> Array:
     return image
 
 
-@pytest.mark.parametrize("size", [(32, 32), (36, 20), (33, 47), (8, 60), (4, 4)])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("size", [(32, 32), (36, 20), (33, 47), (8, 60), (115, 131)])
 @pytest.mark.parametrize("boundary", ["edge", "symmetric"])
 @pytest.mark.parametrize("round8", [True, False])
-def test_downscaling_is_matlabs_algorithm(size: tuple[int, int], boundary: Boundary, round8: bool) -> None:
+def test_downscaling_is_matlabs_algorithm(
+    scale: Scale, size: tuple[int, int], boundary: Boundary, round8: bool
+) -> None:
     hr = random_image(*size)
-    whole = (hr[:, : size[0] // 4 * 4, : size[1] // 4 * 4].double() * 255).numpy()
-    expected = np.stack([imresize_quarter(channel, boundary, round8) for channel in whole])
-    lr = bicubic_downscale(hr, boundary=boundary, round8=round8).double().numpy() * 255
+    h, w = (side // scale * scale for side in size)
+    whole = (hr[:, :h, :w].double() * 255).numpy()
+    expected = np.stack([imresize(channel, scale, boundary, round8) for channel in whole])
+    lr = bicubic_downscale(hr, scale, boundary=boundary, round8=round8).double().numpy() * 255
     np.testing.assert_allclose(lr, expected, atol=1e-4 if round8 else 1e-3)
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_a_half_is_rounded_up(scale: Scale) -> None:
+    """Rows that alternate between two grey levels, of a mean of exactly a half, whatever the levels are."""
+    for level in range(0, 255, 5):
+        hr = torch.full((3, 6 * scale, 4 * scale), level / 255)
+        hr[:, 1::2] = (level + 1) / 255
+        made = grey_levels(bicubic_downscale(hr, scale))[:, 2:-2]
+        assert torch.equal(made, torch.full_like(made, level + 1)), level
 
 
 def test_boundary_and_rounding_make_a_difference() -> None:
@@ -341,6 +358,38 @@ def test_the_crop_lies_at_the_centre_and_lr_is_made_of_it(tmp_path: Path) -> Non
         assert torch.equal(sample.lr, bicubic_downscale(sample.hr))
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_data_set_at_any_scale(tmp_path: Path, scale: Scale) -> None:
+    image = put(tmp_path / "a.png", 20 * scale + 1, 19 * scale + 1)
+    crop = max(8, -(-32 // scale))
+    for dataset, (h, w) in (
+        (load_dataset(tmp_path, scale=scale), (20, 19)),
+        (load_dataset(tmp_path, scale=scale, crop=crop), (crop, crop)),
+    ):
+        sample = dataset[0]
+        assert sample.scale == scale
+        assert sample.lr.shape == (3, h, w)
+        assert sample.hr.shape == (3, scale * h, scale * w)
+        top, left = scale * ((20 - h) // 2), scale * ((19 - w) // 2)
+        assert torch.equal(sample.hr, image[:, top : top + scale * h, left : left + scale * w])
+        assert torch.equal(sample.lr, bicubic_downscale(sample.hr, scale))
+        cut = dataset.crop
+        assert torch.equal(sample.lr, load_sample(tmp_path / "a.png", crop=cut, scale=scale).lr)
+    with pytest.raises(InputError, match=rf"at least {crop} pixels a side, and {scale} times as many in HR"):
+        load_dataset(tmp_path, scale=scale, crop=crop - 1)
+
+
+def test_lr_that_comes_with_the_data_is_of_the_scale_of_the_run(tmp_path: Path) -> None:
+    image = random_image(64, 72)
+    write_image(tmp_path / "HR" / "a.png", image)
+    write_image(tmp_path / "LR" / "ax2.png", image[:, ::2, ::2])
+    sample = load_dataset(tmp_path, scale=2)[0]
+    assert (sample.id, sample.scale) == ("a", 2)
+    assert torch.equal(sample.lr, image[:, ::2, ::2])
+    with pytest.raises(InputError, match=r"ax2\.png \(36 x 32 pixels\).*HR must be 4 times LR"):
+        load_dataset(tmp_path)
+
+
 def arrange(folder: Path, case: str) -> None:
     """Folders that cannot be used, each for one reason."""
     put_pair(folder / "HR" / "a.png", folder / "LR" / "a.png")
@@ -417,10 +466,24 @@ def test_keys_change_with_whatever_can_change_a_pixel(tmp_path: Path) -> None:
         seen.add(state())
     assert len(seen) == 3
     plain = load_dataset(tmp_path / "plain")
-    variants = [plain, replace(plain, crop=8)]
+    variants = [plain, replace(plain, crop=8), *(replace(plain, scale=scale) for scale in SCALES if scale != 4)]
     for made in (Made(boundary="symmetric"), Made(round8=False)):
         variants.append(replace(plain, sources=Registry("image", {"a": replace(plain.sources["a"], made=made)})))
     assert len({variant.fingerprint() for variant in variants}) == len(variants)
+
+
+def test_keys_of_x4_are_as_they_were_before_scale_was_a_choice(tmp_path: Path) -> None:
+    """Results are found again by them: SHA-256 of the id, the file's hash, how LR was made, and the crop."""
+    put(tmp_path / "a.png")
+    told = ["a", hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest(), ["edge", True], 8]
+    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    assert load_dataset(tmp_path, crop=8).sample_key("a") == key
+
+
+def test_keys_of_pairs_are_told_by_their_files(tmp_path: Path) -> None:
+    put_pair(tmp_path / "HR" / "a.png", tmp_path / "LR" / "a.png")
+    pairs = load_dataset(tmp_path)
+    assert replace(pairs, scale=2).sample_key("a") == pairs.sample_key("a")
 
 
 def test_samples_of_equal_pixels_and_unlike_names_have_unlike_keys(tmp_path: Path) -> None:
