@@ -18,11 +18,11 @@ from spandrel.architectures.ESRGAN import ESRGAN
 from torch import Tensor, nn
 
 
-def tiny_rrdb(seed: int = 0, num_filters: int = 8, num_blocks: int = 1) -> nn.Module:
-    """A seeded random RRDB generator of scale 4 whose output spreads around 0.5, as an image's values would."""
+def tiny_rrdb(seed: int = 0, num_filters: int = 8, num_blocks: int = 1, scale: int = 4) -> nn.Module:
+    """A seeded random RRDB generator whose output spreads around 0.5, as an image's values would."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = ESRGAN(num_filters=num_filters, num_blocks=num_blocks, scale=4)
+        net = ESRGAN(num_filters=num_filters, num_blocks=num_blocks, scale=scale)
         for module in net.modules():
             if isinstance(module, nn.Conv2d):  # torch's default shrinks signals so much that attacks find no hold
                 nn.init.kaiming_normal_(module.weight, a=0.2)

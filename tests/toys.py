@@ -77,6 +77,7 @@ def tiny_dat() -> nn.Module:
 CARD = """
 id = "{id}"
 title = "Toy {id}"
+scale = {scale}
 family = "compact"
 paper_row = false
 licence = "MIT"
@@ -93,13 +94,13 @@ sha256 = "{sha256}"
 """
 
 
-def toy_card(folder: Path, name: str, *, seed: int = 0, more: str = "") -> str:
+def toy_card(folder: Path, name: str, *, seed: int = 0, scale: int = 4, more: str = "") -> str:
     """Write a card and its weights; returns the card's path, as --models takes it."""
     weights = folder / f"{name}.safetensors"
-    save_file(tiny_rrdb(seed).state_dict(), weights)
+    save_file(tiny_rrdb(seed, scale=scale).state_dict(), weights)
     sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
     card = folder / f"{name}.toml"
-    card.write_text(CARD.format(id=name, path=weights.name, sha256=sha256, more=more))
+    card.write_text(CARD.format(id=name, scale=scale, path=weights.name, sha256=sha256, more=more))
     return str(card)
 
 

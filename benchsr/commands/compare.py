@@ -12,8 +12,10 @@ from pathlib import Path
 from benchsr.base.drawing import drawn
 from benchsr.base.errors import InputError
 from benchsr.base.files import write_atomic
+from benchsr.base.pairs import USUAL, Scale
 from benchsr.base.registry import Registry
 from benchsr.base.text import escape, markdown_table
+from benchsr.evaluation.ledger import stored_protocol
 from benchsr.evaluation.protocol import load_protocol
 from benchsr.leaderboard.compare import LEVEL, POWER, Difference, compare, compare_boards, frame, smallest_p
 from benchsr.leaderboard.plots import plot_differences
@@ -97,12 +99,15 @@ def compare_named(a: str, b: str, protocol: str, leaderboards: Path) -> Comparis
     """Two models of the board of `protocol` in `leaderboards`, or two boards where `a` and `b` are folders.
 
     Raises UnknownIdError for a model that the board does not know, InputError for one without figures, for a board
-    without results and where no image is in common.
+    without results, boards of unlike scales and where no image is in common.
     """
     folders = [Path(name) for name in (a, b)]
     boards = [folder.is_dir() for folder in folders]
     if all(boards):
         sides = [_records(folder) for folder in folders]
+        of_a, of_b = (_scale(folder) for folder in folders)
+        if of_a != of_b:
+            raise InputError(f"{a} is of x{of_a} and {b} of x{of_b}: boards of unlike scales cannot be compared")
         return Comparison("Two boards", a, b, compare_boards(*sides), _same_keys(*sides))
     if any(boards):
         raise InputError(f"{a} and {b}: name two models, or the folders of two boards, not one of each")
@@ -114,6 +119,14 @@ def compare_named(a: str, b: str, protocol: str, leaderboards: Path) -> Comparis
     except InputError as error:
         raise InputError(f"{a} and {b} on board {board}: {error}; run both with the same benchsr run") from None
     return Comparison(f"Board {board.name}", a, b, {f"{a} - {b}": found})
+
+
+def _scale(board: Path) -> Scale:
+    """The super-resolution factor of a board; the usual one where no protocol.json tells."""
+    try:
+        return stored_protocol(board)[0].scale
+    except InputError:
+        return USUAL
 
 
 def _same_keys(a: Sequence[Record], b: Sequence[Record]) -> str:

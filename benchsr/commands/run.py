@@ -80,7 +80,7 @@ def evaluate(
     done = {record.key: record for record in known if record.status is Status.OK}
     fresh = {r.key: r for cell in cells for r in cell.records if r.key not in done}
     said = f"{len(rows)} models x {len(threat_ids)} threats; {_counts(planned, fresh, done)}"
-    console.print(f"{chosen.title}: {said}", markup=False)
+    console.print(f"{chosen.heading}: {said}", markup=False)
     _compute(cells, fresh, done, executor, ledger, options)
 
     cards_by_id = {**zoo(), **{card.id: card.described for card in cards}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +15,18 @@ from torch import Tensor, nn
 from toys import SCORES, FakeLpips, photos, protocol, toy_card
 
 import benchsr
-from benchsr.base.errors import InputError, UnknownIdError
+from benchsr.base.errors import CardError, InputError, UnknownIdError
+from benchsr.commands.compare import compare_named
+from benchsr.commands.report import rewrite
 from benchsr.commands.run import Outcome, evaluate
+from benchsr.data.datasets import load_dataset
 from benchsr.evaluation import worker
 from benchsr.evaluation.options import RunOptions
 from benchsr.evaluation.plan import Cell
+from benchsr.leaderboard import read_leaderboard
+from benchsr.leaderboard.paper import Verdict
 from benchsr.models.network import load_network
+from benchsr.models.zoo import zoo
 from benchsr.results.records import columns
 from benchsr.threats.table import Threat
 
@@ -253,6 +260,71 @@ def test_python_run_returns_a_frame(bench: Bench) -> None:
     assert set(columns(SCORES)) | {"seconds_sr"} <= set(frame.columns)
     assert frame.status.tolist() == ["ok"]
     assert frame.psnr.item() > 10
+
+
+def at_twice(bench: Bench) -> Bench:
+    """The bench at x2: metrics need LR of 16 pixels a side there."""
+    file = bench.folder / "twice.toml"
+    file.write_text(bench.protocol.read_text().replace("crop = 12", "crop = 16"))
+    return replace(bench, models=["bicubic", toy_card(bench.folder, "toy-2", scale=2)], protocol=file)
+
+
+def test_a_run_at_another_scale_has_a_board_of_its_own(bench: Bench) -> None:
+    bench.run(threats="clean", models="bicubic")
+    before = (bench.folder / "out" / "toy" / "results.csv").read_bytes()
+    twice = at_twice(bench)
+    outcome = twice.run(scale=2)
+    assert outcome.folder == bench.folder / "out" / "toy-x2"
+    assert not outcome.failures
+    done = [r for r in outcome.records if r.scores]
+    assert {(r.model, r.threat) for r in done} == {
+        (m, t) for m in ("bicubic", "toy-2") for t in ("clean", "noise", "fgsm", "pgd")
+    }
+    assert {r.protocol for r in outcome.records} == {"toy-x2"}
+    assert {r.reason for r in outcome.records if not r.scores} == {
+        "data set 'ntire-track1-valid' is for x4, not for x2"
+    }
+    clean = {r.image: r.scores["psnr"] for r in done if (r.model, r.threat) == ("bicubic", "clean")}
+    sample = load_dataset(bench.folder / "photos", crop=16, scale=2)[0]
+    x = torch.nn.functional.interpolate(sample.lr[None], scale_factor=2, mode="bicubic", antialias=True).clamp(0, 1)
+    x, hr = (image[..., 8:-8, 8:-8] for image in ((x * 255).round() / 255, sample.hr[None]))  # away from the border
+    assert clean[sample.id] == pytest.approx(float(-10 * (x - hr).square().mean().log10()), abs=1.5)
+    about = json.loads((outcome.folder / "protocol.json").read_text())
+    assert about["protocol"]["scale"] == 2
+    report = (outcome.folder / "report.md").read_text()
+    assert "How well x2 super-resolution networks" in report
+    assert "# Toy x2" in report
+    assert (bench.folder / "out" / "toy" / "results.csv").read_bytes() == before
+
+
+def test_boards_of_unlike_scales_are_neither_mixed_nor_compared(bench: Bench) -> None:
+    twice, out = at_twice(bench), bench.folder / "out"
+    bench.run(threats="clean", models="bicubic")
+    twice.run(threats="clean", models="bicubic", scale=2)
+    with pytest.raises(InputError, match=r"is of x2 and .* of x4: boards of unlike scales"):
+        compare_named(str(out / "toy-x2"), str(out / "toy"), "quick", out)
+    (out / "toy" / "results.csv").write_bytes((out / "toy-x2" / "results.csv").read_bytes())
+    with pytest.raises(InputError, match=r"a line of protocol toy-x2, seed 0, was not made with"):
+        rewrite(bench.protocol, out=out)
+
+
+def test_models_of_one_scale_alone(bench: Bench) -> None:
+    twice = at_twice(bench)
+    with pytest.raises(InputError, match="toy-2 is a x2 network, and this run is of x4: give --scale 2"):
+        twice.run()
+    with pytest.raises(InputError, match="toy-a is a x4 network, and this run is of x2: give --scale 4"):
+        bench.run(scale=2)
+    with pytest.raises(CardError, match="scale: Input should be 2, 3, 4 or 8"):
+        bench.run(scale=5)
+
+
+def test_a_board_of_another_scale_is_not_compared_with_the_paper(bench: Bench) -> None:
+    outcome = at_twice(bench).run(scale=2, threats="clean,noise,fgsm,pgd")
+    board = read_leaderboard(outcome.folder, {**zoo(), **outcome.cards})
+    assert len(board.beside_paper) > 0
+    assert board.beside_paper["ours"].isna().all()
+    assert not any(j.count(v) for js in board.judgements.values() for j in js for v in (Verdict.HOLDS, Verdict.FAILS))
+    assert {row.card.id for table in board.tables.values() for row in table.rows} == {"bicubic", "toy-2"}
 
 
 def test_wrong_usage(bench: Bench, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from benchsr.base.errors import CardError, UnknownIdError
 from benchsr.base.files import digest
-from benchsr.evaluation.protocol import load_protocol, protocols
+from benchsr.base.pairs import SCALES
+from benchsr.evaluation.protocol import CODE_VERSION, load_protocol, protocols
 from benchsr.threats.table import THREATS
 
 MINIMAL = 'id = "mine"\ntitle = "Mine"\ndataset = "photos"\ncrop = 16\n'
@@ -35,6 +36,23 @@ def test_the_fingerprint_covers_whatever_can_change_a_figure() -> None:
     ]
     assert len({v.model_copy().fingerprint for v in variants}) == len(variants)
     assert quick.model_copy(update={"title": "Other words"}).fingerprint == quick.fingerprint
+
+
+def test_a_board_is_of_one_scale() -> None:
+    quick, twice = load_protocol("quick"), load_protocol("quick").override(scale=2)
+    assert (quick.scale, quick.board, twice.board) == (4, "quick", "quick-x2")
+    assert load_protocol("quick-x2") == twice
+    assert twice.heading == "Quick x2: embedded photographs, small crops"
+    assert len({quick.override(scale=scale).fingerprint for scale in SCALES}) == len(SCALES)
+    with pytest.raises(CardError, match="option: scale: Input should be 2, 3, 4 or 8"):
+        quick.override(scale=5)
+
+
+def test_fingerprints_of_x4_are_as_they_were_before_scale_was_a_choice() -> None:
+    """They stand in the published boards."""
+    quick = load_protocol("quick")
+    told = {"code": CODE_VERSION, **{k: v for k, v in quick.figures().items() if k != "scale"}}
+    assert quick.fingerprint == digest(told)
 
 
 def test_settings_and_objective_reach_the_threats(tmp_path: Path) -> None:

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from benchsr.base.errors import CardError, InputError, IntegrityError, ModelError, UnavailableError, UnknownIdError
 from benchsr.base.files import cache_dir
+from benchsr.base.pairs import SCALES, Scale
+from benchsr.data.datasets import load_dataset
 from benchsr.models import cards
 from benchsr.models.cards import PAPER_ROWS, sigma_for
 from benchsr.models.network import Bicubic, load_network
-from benchsr.models.zoo import availability, find_weights, load_card, network_key, root_card, zoo
+from benchsr.models.zoo import availability, find_weights, load_card, network_key, root_card, select_cards, zoo
 
 HEAD = """
 id = "toy"
@@ -142,7 +144,7 @@ def test_extra_folders_join_the_zoo(tmp_path: Path) -> None:
     [
         (BICUBIC.replace('title = "Toy"', ""), r"toy\.toml: title: Field required"),
         (BICUBIC + 'licens = "MIT"', r"toy\.toml: licens: no such field; did you mean 'licence'"),
-        (BICUBIC + "scale = 2", r"scale: Input should be 4"),
+        (BICUBIC + "scale = 5", r"scale: Input should be 2, 3, 4, 8 or 'any'"),
         (BICUBIC.replace("compact", "huge"), "family: "),
         (BICUBIC + 'retrains = "esrgan"', "retrains: for networks of family 'paper'"),
         (BICUBIC.replace("compact", "paper") + 'retrains = "esrgam"', "and one of: bicubic, .*esrgan, "),
@@ -430,12 +432,16 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, state: Any) -
 @pytest.mark.parametrize(
     ("state", "says"),
     [
-        (ESRGAN(num_filters=8, num_blocks=1, scale=2).state_dict(), "x2"),
+        (
+            ESRGAN(num_filters=8, num_blocks=1, scale=2).state_dict(),
+            "toy: scale: ESRGAN here is x2, not x4; write scale = 2 into its card",
+        ),
+        (ESRGAN(num_filters=8, num_blocks=1, scale=16).state_dict(), "x2, x3, x4, x8; ESRGAN here is x16"),
         (ESRGAN(in_nc=1, out_nc=1, num_filters=8, num_blocks=1, scale=4).state_dict(), "from 1 to 1"),
         ({"layer.weight": torch.zeros(3, 3)}, "spandrel knows no architecture"),
         ({k: v for k, v in tiny_rrdb().state_dict().items() if "RDB2" not in k}, "do not fit"),
     ],
-    ids=["x2", "grey", "unknown", "incomplete"],
+    ids=["x2", "x16", "grey", "unknown", "incomplete"],
 )
 def test_weights_of_another_kind_of_network_are_refused(tmp_path: Path, state: dict[str, Tensor], says: str) -> None:
     with pytest.raises(ModelError, match=says) as caught:
@@ -468,26 +474,65 @@ def keys(t: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.where(t <= 1, 1.5 * t**3 - 2.5 * t**2 + 1, np.where(t < 2, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2, 0))
 
 
-def matrix(n: int) -> Tensor:
-    """The interpolation of n samples to 4n as a matrix: aligned centres, edges replicated."""
-    weights = np.zeros((4 * n, n))
-    for i in range(4 * n):
-        centre = (i + 0.5) / 4 - 0.5
+def matrix(n: int, scale: int) -> Tensor:
+    """The interpolation of n samples to `scale` n as a matrix: aligned centres, edges replicated."""
+    weights = np.zeros((scale * n, n))
+    for i in range(scale * n):
+        centre = (i + 0.5) / scale - 0.5
         for j in range(int(np.floor(centre)) - 1, int(np.floor(centre)) + 3):
             weights[i, min(max(j, 0), n - 1)] += keys(np.array(centre - j))
     return torch.from_numpy(weights).float()
 
 
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("shape", [(7, 10), (1, 5), (2, 2)])
-def test_bicubic_is_keys_interpolation_up_to_the_border(shape: tuple[int, int]) -> None:
-    network = load_network("bicubic")
+def test_bicubic_is_keys_interpolation_up_to_the_border(shape: tuple[int, int], scale: Scale) -> None:
+    network = load_network(load_card("bicubic").at(scale))
     lr = torch.rand(2, 3, *shape, requires_grad=True)
-    down, across = map(matrix, shape)
+    down, across = (matrix(n, scale) for n in shape)
     expected = down @ lr @ across.T
     torch.testing.assert_close(network(lr), expected, rtol=0, atol=1e-5)
     gradients = [torch.autograd.grad(sr.square().sum(), lr)[0] for sr in (network(lr), expected)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
-    assert Bicubic()(torch.rand(1, 3, 8, 8).round()).min() < 0  # overshoots: nothing is clamped
+    assert Bicubic(scale)(torch.rand(1, 3, 8, 8).round()).min() < 0  # overshoots: nothing is clamped
+
+
+@pytest.mark.parametrize("scale", [2, 8])
+def test_a_network_of_another_scale(tmp_path: Path, scale: int) -> None:
+    save_file(tiny_rrdb(scale=scale).state_dict(), tmp_path / "toy.safetensors")
+    card = load_card(write(tmp_path, HEAD + f"scale = {scale}\n" + source(tmp_path / "toy.safetensors")))
+    assert load_network(card)(torch.rand(1, 3, 5, 6)).shape == (1, 3, 5 * scale, 6 * scale)
+    with pytest.raises(InputError, match=f"toy is a x{scale} network, and this run is of x4: give --scale {scale}"):
+        card.at(4)
+    smoothed = HEAD + 'base = "toy"\n[smoothing]\nsigma = 0.1\n'
+    with pytest.raises(CardError, match=rf"top\.toml: scale: 4, but its base toy has scale = {scale}"):
+        load_network(write(tmp_path, smoothed, "top"))
+    top = write(tmp_path, f"scale = {scale}\n" + smoothed, "top")
+    assert load_network(top)(torch.rand(1, 3, 5, 6)).shape == (1, 3, 5 * scale, 6 * scale)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_all_models_of_a_scale(scale: Scale) -> None:
+    cards = select_cards("all", scale)
+    assert {card.scale for card in cards} == {scale}
+    assert {"bicubic"} <= {card.id for card in cards}
+    assert (f"dat-light-x{scale}" in {card.id for card in cards}) == (scale in (2, 3, 4))
+    assert len(cards) > 20 if scale == 4 else len(cards) <= 2
+    with pytest.raises(InputError, match=r"esrgan is a x4 network.* give --scale 4"):
+        select_cards("bicubic,esrgan", 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_dat_light_restores_what_bicubic_shrinking_took(scale: Scale) -> None:
+    """It was trained for this: its clean answer is far closer to the photograph than interpolation."""
+    sample = load_dataset("photos", crop=32, scale=scale).sample("astronaut")
+    errors = []
+    with torch.no_grad():
+        for name in (f"dat-light-x{scale}", "bicubic"):
+            sr = load_network(load_card(name).at(scale))(sample.lr[None]).clamp(0, 1)
+            errors.append(float((sr[0] - sample.hr)[:, 4:-4, 4:-4].square().mean()))
+    assert errors[0] < 0.5 * errors[1]
 
 
 @pytest.mark.slow
