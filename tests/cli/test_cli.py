@@ -79,6 +79,10 @@ def test_exit_code_1_when_an_evaluation_failed(toy: Path, monkeypatch: pytest.Mo
         ("attack photos/photo0.png --model bicubic --set perceptual_net=x", "must be one of vgg16, vgg19; got 'x'"),
         ("upscale photos/photo0.png --model bicubic --threat pdg", "did you mean 'pgd'"),
         ("run --no-such-option", "No such option"),
+        ("run --scale 5", "scale: Input should be 2, 3, 4 or 8"),
+        ("run --scale 3 --models dat-light-x2", "dat-light-x2 is a x2 network, and this run is of x3: give --scale 2"),
+        ("run --protocol quick-x5", "unknown protocol 'quick-x5'"),
+        ("run --scale 2 --dataset aim-valid", "'aim-valid' is for x4, not for x2"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_says_what_to_do(

@@ -33,7 +33,7 @@ def test_report_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("crop", [6, 16, None])
 def test_norms_of_other_sizes_are_told_but_not_judged(crop: int | None) -> None:
     found = certify(tiny_rrdb(), images(1, 8)[0], SIGMA, 0.05, 31)
-    text = "\n".join(describe(found, Norms(crop, {"pgd": 4.5})))
+    text = "\n".join(describe(found, (8, 8), Norms(crop, {"pgd": 4.5})))
     size = f"LR crops of {crop} x {crop} pixels" if crop else "LR images of other sizes"
     assert f"measured on {size} and not comparable with the radius over 8 x 8 pixels: pgd 4.5" in text
     assert (f"--crop {crop}" in text) == (crop is not None)

@@ -11,6 +11,7 @@ from conftest import images, scene, tiny_rrdb
 from torch import Tensor, nn
 
 from benchsr.base.errors import InputError, ModelError
+from benchsr.base.pairs import SCALES, Scale
 from benchsr.base.rng import generators
 from benchsr.metrics.objective import Objective
 from benchsr.threats.attacks import BIM, CW, FGSM, PGD, GradientAttack
@@ -118,6 +119,16 @@ def test_cw_lowers_its_own_objective(network: nn.Module) -> None:
     assert (equation_2(atk(lr, hr)) < equation_2(lr) - 1e-3).all()
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_cw_sums_over_the_sr_image_of_any_scale(scale: Scale) -> None:
+    network = nn.Upsample(scale_factor=scale)
+    gen = torch.Generator().manual_seed(0)
+    lr, hr = (torch.rand((2, 3, side, side), generator=gen) * 0.8 + 0.1 for side in (12, 12 * scale))
+    found = CW(network, c=0.01, steps=3, objective=L1).run(lr, hr)
+    summed = 0.01 * (network(found.lr) - hr).abs().flatten(1).sum(1) - (found.lr - lr).flatten(1).norm(dim=1)
+    torch.testing.assert_close(found.gains.amax(1), summed, rtol=1e-4, atol=1e-4)
+
+
 def test_the_best_iterate_is_kept_and_the_last_is_scored(network: nn.Module) -> None:
     lr, hr = scene(network, 2, 12)
     # A step far beyond the ball overshoots: some earlier iterate is better than the last.
@@ -187,7 +198,7 @@ BAD_INPUTS: dict[str, tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], s
     "8 bit": (lambda x, y: ((x * 255).byte(), y), "divide 8-bit images by 255"),
     "out of range": (lambda x, y: (x * 2, y), "in \\[0, 1\\]"),
     "nan": (lambda x, y: (x * torch.nan, y), "finite"),
-    "hr does not match": (lambda x, y: (x, y[..., :-4]), "hr must be 4 times lr"),
+    "hr does not match": (lambda x, y: (x, y[..., :-4]), "hr must be 2, 3, 4 or 8 times lr"),
 }
 
 
@@ -200,7 +211,7 @@ def test_bad_input_is_refused(name: str, network: nn.Module) -> None:
 
 def test_models_that_break_their_contract_are_named() -> None:
     lr, hr = images(1, 12)
-    with pytest.raises(ModelError, match="x4 model"):
+    with pytest.raises(ModelError, match="the shape of the truth"):
         FGSM(nn.Upsample(scale_factor=2), objective=L1)(lr, hr)
 
     class Broken(nn.Module):
