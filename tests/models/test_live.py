@@ -17,6 +17,7 @@ from toys import Dropping, Upscale, net, tiny_dat
 
 from benchsr.base.errors import BenchsrError, InputError, IntegrityError, ModelError
 from benchsr.base.inference import FrozenConv2d
+from benchsr.base.pairs import Scale
 from benchsr.base.rng import Randomised, Seeded
 from benchsr.models.cards import Card, Live
 from benchsr.models.live import Model, live, live_key, require_picklable, select
@@ -90,6 +91,18 @@ def test_models_by_name_live_or_in_a_file(tmp_path: Path) -> None:
     assert network_bytes(cards[0]) == 4 * (48 * 27 + 48)
 
 
+@pytest.mark.parametrize("scale", [2, 8])
+def test_models_without_a_card_at_the_scale_of_the_run(tmp_path: Path, scale: Scale) -> None:
+    file = tmp_path / "w.safetensors"
+    save_file(tiny_rrdb(scale=scale).state_dict(), file)
+    for card in select({"file": file, "own": net(factor=scale), "bicubic": "bicubic"}, scale=scale):
+        assert card.scale == scale
+        assert load_network(card)(torch.rand(1, 3, 6, 5)).shape == (1, 3, 6 * scale, 5 * scale)
+    assert load_network(str(file))(torch.rand(1, 3, 6, 5)).shape == (1, 3, 6 * scale, 5 * scale)
+    with pytest.raises(ModelError, match=rf"scale: ESRGAN here is x{scale}, not x4; .* give --scale {scale}"):
+        select(str(file))
+
+
 def test_a_live_network_is_copied_and_never_changed() -> None:
     own = net()
     before, classes = copy.deepcopy(own.state_dict()), [type(m) for m in own.modules()]
@@ -128,7 +141,7 @@ def with_nan() -> nn.Module:
 REFUSED: Mapping[str, tuple[Callable[[], object], str]] = {
     "scale": (
         lambda: net(factor=2),
-        r"own: Upscale made \(1, 3, 64, 64\) of LR \(1, 3, 32, 32\); expected \(1, 3, 128, 128\)",
+        r"own: Upscale made \(1, 3, 64, 64\) of LR \(1, 3, 32, 32\); expected \(1, 3, 128, 128\): it is x2, not x4",
     ),
     "train mode": (lambda: net().train(), r"own: .*train mode; call its eval\(\)"),
     "half precision": (lambda: net().half(), r"own: conv.weight is torch.float16; call the network's float\(\)"),
