@@ -229,7 +229,7 @@ def make_table(
     members: Sequence[CardInfo],
     grid: Grid,
     flagged: Container[tuple[str, str]] = (),
-    metrics: Sequence[str] = SCORED,
+    metrics: tuple[str, ...] = SCORED,
 ) -> Table:
     """The table of `members`, a row for each in their order; `flagged` as in `make_tables`."""
     cells = [_cells(layout, grid, card.id) for card in members]
