@@ -7,6 +7,7 @@ For example:
     attacked = threat(model, lr, hr)
     benchsr.psnr(model(attacked).clamp(0, 1), hr)
     table = benchsr.run(models="impressionism-ntire", threats="clean,pgd")
+    report = benchsr.benchmark(net, against="bicubic,impressionism-ntire")
 """
 
 from importlib import import_module
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from benchsr.base.errors import BenchsrError as BenchsrError
     from benchsr.base.rng import Seeded as Seeded
+    from benchsr.commands.benchmark import benchmark as benchmark
     from benchsr.commands.run import run as run
     from benchsr.defences.certificate import Certificate as Certificate
     from benchsr.defences.certificate import certify as certify
@@ -29,6 +31,7 @@ _HOMES = {
     "BenchsrError": "base.errors",
     "Certificate": "defences.certificate",
     "Seeded": "base.rng",
+    "benchmark": "commands.benchmark",
     "certify": "defences.certificate",
     "load_model": "defences.table",
     "load_threat": "threats.table",

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from benchsr.base.drawing import drawn
 from benchsr.base.errors import InputError
 from benchsr.base.files import write_atomic
@@ -49,6 +51,21 @@ class Comparison:
                 about = METRICS[metric]
                 lead = f"{name}: " if len(self.found) > 1 else ""
                 yield f"{lead}{about.label}, {about.direction}", [_row(d) for d in differences if d.metric == metric]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row for each difference; see `leaderboard.compare.frame`."""
+        return frame(self.found)
+
+    def to_markdown(self) -> str:
+        """The tables of all metrics and the legend; notebooks show this."""
+        parts = [f"# {escape(self.title)}: {escape(self.a)} and {escape(self.b)}"]
+        for title, rows in self.sections():
+            parts += [f"## {escape(title)}", markdown_table(HEADER, ([escape(v) for v in row] for row in rows))]
+        return "\n\n".join([*parts, *map(escape, self.legend)]) + "\n"
+
+    def _repr_markdown_(self) -> str:
+        return self.to_markdown()
 
     @property
     def legend(self) -> list[str]:
@@ -113,7 +130,7 @@ def compare_named(a: str, b: str, protocol: str, leaderboards: Path) -> Comparis
         raise InputError(f"{a} and {b}: name two models, or the folders of two boards, not one of each")
     board = board_folder(protocol, leaderboards)
     records = _records(board)
-    sides = [_side(records, model, board) for model in (a, b)]
+    sides = [side(records, model, board) for model in (a, b)]
     try:
         found = compare(*sides)
     except InputError as error:
@@ -155,24 +172,21 @@ def _records(board: Path) -> list[Record]:
     return records
 
 
-def _side(records: Sequence[Record], model: str, board: Path) -> list[Record]:
+def side(records: Sequence[Record], model: str, board: Path) -> list[Record]:
     """One model's records. Raises UnknownIdError or, for a model without any figure, InputError with the reasons."""
     Registry("model of this board", dict.fromkeys(r.model for r in records))[model]
-    side = [r for r in records if r.model == model]
-    if not any(r.status is Status.OK for r in side):
-        reasons = "; ".join(dict.fromkeys(f"{r.status}: {r.reason}" for r in side))
+    own = [r for r in records if r.model == model]
+    if not any(r.status is Status.OK for r in own):
+        reasons = "; ".join(dict.fromkeys(f"{r.status}: {r.reason}" for r in own))
         raise InputError(f"{model} has no figures on board {board} ({reasons})")
-    return side
+    return own
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     """Write compare.csv, compare.md and a plot for each model, compare*.png; returns the files."""
-    parts = [f"# {escape(comparison.title)}: {escape(comparison.a)} and {escape(comparison.b)}"]
-    for title, rows in comparison.sections():
-        parts += [f"## {escape(title)}", markdown_table(HEADER, ([escape(v) for v in row] for row in rows))]
     files: dict[str, str | bytes] = {
-        "compare.csv": frame(comparison.found).to_csv(index=False, float_format="%.6g", lineterminator="\n"),
-        "compare.md": "\n\n".join([*parts, *map(escape, comparison.legend)]) + "\n",
+        "compare.csv": comparison.table.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
+        "compare.md": comparison.to_markdown(),
     }
     for name, differences in comparison.found.items():
         several = len(comparison.found) > 1

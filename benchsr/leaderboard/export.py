@@ -47,7 +47,7 @@ def exhibit(board: Leaderboard, folder: Path, name: str) -> Exhibit:
     Raises UnknownIdError for a table that the board does not have, InputError for costs that were not measured.
     """
     if name != COSTS:
-        return _figures(board, Registry("table of this board", board.tables)[name])
+        return table_exhibit(board, Registry("table of this board", board.tables)[name])
     return _costs(read_costs(folder))
 
 
@@ -64,7 +64,8 @@ def read_costs(folder: Path) -> pd.DataFrame:
     return data
 
 
-def _figures(board: Leaderboard, table: Table) -> Exhibit:
+def table_exhibit(board: Leaderboard, table: Table) -> Exhibit:
+    """A table of figures from the board, with a caption that says what they are."""
     columns = [(column, metric) for column in table.layout.columns for metric in table.metrics]
     cells, best = [], set()
     for i, row in enumerate(table.rows):

@@ -225,14 +225,27 @@ def make_tables(
         members = family_cards(family, grid, cards)
         for name, layout in LAYOUTS.items():
             if members and wanted & set(layout.threats):
-                cells = [_cells(layout, grid, card.id) for card in members]
-                marks = [{t for t in layout.threats if (card.id, t) in flagged} for card in members]
                 for end, group in groups.items():
-                    ranks, tied = _ranked(cells, layout, group), _tied(cells, layout, group)
-                    made = [Row(*row) for row in zip(members, cells, ranks, tied, marks, strict=True)]
                     whole = name + end + suffix
-                    tables[whole] = Table(whole, family, layout, made, group)
+                    tables[whole] = make_table(whole, family, layout, members, grid, flagged, group)
     return tables
+
+
+def make_table(
+    name: str,
+    family: str,
+    layout: Layout,
+    members: Sequence[CardInfo],
+    grid: Grid,
+    flagged: Container[tuple[str, str]] = (),
+    metrics: tuple[str, ...] = SCORED,
+) -> Table:
+    """The table of `members`, a row for each in their order; `flagged` as in `make_tables`."""
+    cells = [_cells(layout, grid, card.id) for card in members]
+    ranks, tied = _ranked(cells, layout, metrics), _tied(cells, layout, metrics)
+    marks = [{t for t in layout.threats if (card.id, t) in flagged} for card in members]
+    made = [Row(*row) for row in zip(members, cells, ranks, tied, marks, strict=True)]
+    return Table(name, family, layout, made, metrics)
 
 
 def tables(
