@@ -45,6 +45,9 @@ def run(
     models: Models = "all",
     threats: Threats = "all",
     protocol: ProtocolName = "quick",
+    defence: Annotated[
+        str | None, typer.Option(help="'all', or ids separated by commas: each around each model too, as jpeg+MODEL.")
+    ] = None,
     dataset: DatasetName = None,
     limit: Annotated[int | None, typer.Option(help="Only the first images of the data set.")] = None,
     out_dir: OutDir = Path("leaderboards"),
@@ -82,6 +85,7 @@ def run(
     from benchsr.evaluation.options import RunOptions
 
     options = RunOptions(
+        defence=defence,
         dataset=dataset,
         limit=limit,
         out=out_dir,
@@ -218,6 +222,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], *tuple[str, ...]]] = {
         "benchsr run --models my-weights.safetensors,mine=net.pth --threats clean,pgd",
         "benchsr run --models mine=package.module:factory --trust-code",
         "benchsr run --protocol paper --device cuda --precision bf16",
+        "benchsr run --protocol adaptive --models re-esrgan --defence jpeg,mrs --threats clean,pgd-eot",
         "benchsr run --dataset photos/ --out my-boards",
         "benchsr run --workers 4 --cell-timeout 600",
     ),
@@ -225,6 +230,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], *tuple[str, ...]]] = {
         list_entries,
         "benchsr list models",
         "benchsr list threats",
+        "benchsr list defences",
     ),
     "show": (
         show,

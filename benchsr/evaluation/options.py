@@ -15,6 +15,7 @@ from benchsr.evaluation.executors import Executor, load_executor
 class RunOptions:
     """The options of `benchsr.run`, which documents them; checked when made. Raises InputError for unusable ones."""
 
+    defence: str | None = None
     dataset: str | None = None
     limit: int | None = None
     out: str | Path = "leaderboards"

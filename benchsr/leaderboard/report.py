@@ -53,6 +53,7 @@ from benchsr.leaderboard.tables import (
     show,
 )
 from benchsr.metrics.quality import METRICS
+from benchsr.models.zoo import defended_cards
 from benchsr.results.records import Record, Status, flat, read_results
 from benchsr.threats.table import THREATS
 
@@ -238,7 +239,7 @@ def read_leaderboard(folder: Path, cards: Mapping[str, CardInfo]) -> Leaderboard
     records, problems = read_results(folder / "results.csv")
     for problem in problems:
         log.warning("%s: %s", folder / "results.csv", problem)
-    return Leaderboard(protocol, cards, records)
+    return Leaderboard(protocol, {**cards, **defended_cards(r.model for r in records)}, records)
 
 
 def table_page(table: Table, protocol: LeaderboardInfo) -> str:

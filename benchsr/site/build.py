@@ -206,7 +206,7 @@ def build_site(leaderboards: Path, out: Path) -> list[Path]:
     pages = {out / "index.html": environment.get_template("index.html.j2").render(shown, printed=judge_printed())}
     for model in dict.fromkeys(row.card.id for sheet in sheets for row in sheet.rows):
         extras = {
-            "card": cards[model],
+            "card": next(board.cards[model] for board in boards.values() if model in board.cards),
             "curves": list(_write_curves(model, sheets, out)),
             "certificates": list(_copy_certificates(model, folders, out)),
             "views": {sheet: row for sheet in sheets for row in sheet.rows if row.card.id == model},
