@@ -48,7 +48,7 @@ def test_every_defence_answers_and_lets_a_gradient_through(name: str, network: n
     assert isinstance(model, Randomised) == DEFENCES[name].random
     (grad,) = torch.autograd.grad(sr.square().sum(), x)
     assert torch.isfinite(grad).all()
-    assert (grad != 0).float().mean() > 0.5
+    assert (grad != 0).float().mean() > 0.3, "a median passes on the gradient of one pixel of nine"
     assert DEFENCES[name].about.endswith(".")
 
 
