@@ -27,11 +27,17 @@ def _models() -> Rows:
 
 
 def _threats() -> Rows:
+    from benchsr.threats.severities import KINDS, SEVERITIES
     from benchsr.threats.table import THREATS
 
     for threat, spec in THREATS.items():
+        if spec.group:
+            continue
         pairs = (f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in spec.defaults.items())
         yield threat, spec.title, spec.kind, ", ".join(pairs)
+    for name, kind in KINDS.items():
+        values = (f"{k}={', '.join(map(str, v))}" for k, v in kind.settings.items())
+        yield f"{name}-1 ... -{len(SEVERITIES)}", kind.title, "corruption", "; ".join(values)
 
 
 def _defences() -> Rows:

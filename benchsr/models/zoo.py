@@ -88,7 +88,7 @@ def load_card(card: str | Path) -> Card:
     and field, or InputError, for a file that is not there, an id that is taken, and for code.
     """
     defence, behind, model = str(card).partition(BEHIND)
-    if behind and defence.replace("-", "").isalnum():
+    if behind and defence.replace("-", "").isalnum() and not Path(card).is_file():
         return defended(load_card(model), defence)
     new, what = named(card)
     path = Path(what)

@@ -121,8 +121,8 @@ def few_bits(x: Tensor, gens: Sequence[torch.Generator], *, bits: int = 4) -> Te
 KERNELS = {
     "lanczos": Image.Resampling.LANCZOS,
     "hamming": Image.Resampling.HAMMING,
-    "bilinear": Image.Resampling.BILINEAR,
     "area": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
 }
 """Kernels that shrink HR, of Pillow, beside the bicubic one that networks are trained for."""

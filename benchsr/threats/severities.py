@@ -61,7 +61,7 @@ KINDS: Mapping[str, Kind] = {
         "Other kernels",
         corruptions.other_kernel,
         "Pillow's kernels beside bicubic, by how far LR is from it",
-        {"kernel": ("lanczos", "hamming", "bilinear", "area", "nearest")},
+        {"kernel": ("lanczos", "hamming", "area", "bilinear", "nearest")},
     ),
     "cast": Kind("Colour cast", corruptions.colour_cast, "brightness", {"by": (0.05, 0.1, 0.15, 0.2, 0.3)}),
     "contrast": Kind("Contrast", corruptions.contrast, CIFAR, {"factor": (0.75, 0.5, 0.4, 0.3, 0.15)}),

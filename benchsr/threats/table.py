@@ -49,8 +49,8 @@ class ThreatSpec:
     `preset` replaces defaults of `make`. Its `median_of` says what an adaptive attack sees of a smoothed model: 0 the
     base network, 1 single noisy draws, k the median of k new draws. Its `norm` says in which norm eps is a radius, over
     the whole LR image, where that is not L-infinity; its `loss` names an entry of `LOSSES` that stands in place of the
-    protocol's objective. `like`: the threat whose sigma a model takes that has one for each threat. `group`: the kind of
-    corruption of which this is one severity; all of a group draw the same noise. `of_truth`: `make` is given HR too.
+    protocol's objective. `like`: the threat whose sigma a model takes that has one for each threat. `group`: the kind
+    of corruption of which this is one severity; all of a group draw the same noise. `of_truth`: `make` is given HR too.
     """
 
     title: str

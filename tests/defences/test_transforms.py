@@ -154,7 +154,7 @@ def test_a_differentiable_transform_has_its_own_gradient() -> None:
 
 def test_settings_are_checked_and_spelled_out() -> None:
     card = defended(load_card("bicubic"), "jpeg")
-    assert (card.id, card.base, card.paper_row) == ("jpeg+bicubic", "bicubic", False)
+    assert (card.id, card.paper_row) == ("jpeg+bicubic", False)
     found = deployment(card, "clean")
     assert found is not None
     assert found.settings == (("quality", 75),)

@@ -68,7 +68,7 @@ def test_the_other_kernels_are_pillows() -> None:
     pixels = (numpy(hr) * 255).round().astype(np.uint8)
     shrunk = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BOX)
     ours = numpy(other_kernel(lr, [], hr, kernel="area"))
-    np.testing.assert_allclose(ours, np.asarray(shrunk) / 255, atol=0.6 / 255)
+    np.testing.assert_allclose(ours, np.asarray(shrunk) / 255, atol=1.01 / 255)  # Pillow rounds after each axis
     bicubic = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC)
     assert np.abs(np.asarray(bicubic) / 255 - numpy(lr)).mean() < 0.01, "HR and LR lie upon each other"
 
