@@ -166,14 +166,15 @@ def run(
     """Run the benchmark and return this run's lines of results.csv, one for each model x threat x image.
 
     `models` and `threats`: "all" or comma-separated ids. Models may also be paths of cards (.toml) or weights files
-    (.safetensors, .pth), each as [ID=]MODEL; or a mapping from ids to any of these or to live networks, as in
-    {"mine": net, "bicubic": "bicubic"} (see `benchsr.models.live.live`). `trust_code`: package.module:factory is a
-    model too, and its code is run. `protocol`: an id or the path of a protocol file. `defence`: entries of the table
-    of defences, each around each model too. `dataset`: another data set or folder; `limit`: first images only; `out`: the folder that gets <protocol>/results.csv and the rest; `cache`: folder
-    or fsspec address of attacked images; `device`: "auto", "cpu", "cuda"; `precision`: "fp32", "bf16";
-    `memory_budget`: GB for attacks, of each worker (default: most of what is free); `perceptual_net`: "vgg16",
-    "vgg19"; `executor`: "local", "ray", or an Executor; `workers`, `cell_timeout` and `ray_address`: see
-    `benchsr.evaluation.executors.load_executor`; `console`: a rich Console to show progress on.
+    (.safetensors, .pth), each as [ID=]MODEL; or a mapping from ids to any of these or to live networks, as in {"mine":
+    net, "bicubic": "bicubic"} (see `benchsr.models.live.live`). `trust_code`: package.module:factory is a model too,
+    and its code is run. `protocol`: an id or the path of a protocol file. `defence`: entries of the table of defences,
+    each around each model too. `dataset`: another data set or folder; `limit`: first images only; `out`: the folder
+    that gets <protocol>/results.csv and the rest; `cache`: folder or fsspec address of attacked images; `device`:
+    "auto", "cpu", "cuda"; `precision`: "fp32", "bf16"; `memory_budget`: GB for attacks, of each worker (default: most
+    of what is free); `perceptual_net`: "vgg16", "vgg19"; `executor`: "local", "ray", or an Executor; `workers`,
+    `cell_timeout` and `ray_address`: see `benchsr.evaluation.executors.load_executor`; `console`: a rich Console to
+    show progress on.
     Raises BenchsrError for unusable arguments; what goes wrong with one evaluation becomes the reason of its line.
     """
     given = {name: value for name, value in locals().items() if name in RunOptions.__dataclass_fields__}

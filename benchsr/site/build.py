@@ -19,6 +19,7 @@ from benchsr.base.drawing import drawn_once
 from benchsr.base.errors import InputError
 from benchsr.base.files import write_atomic, write_changed
 from benchsr.base.text import templates
+from benchsr.defences.table import DEFENCES
 from benchsr.evaluation.ledger import stored_protocol
 from benchsr.leaderboard import Leaderboard, read_leaderboard
 from benchsr.leaderboard.export import COST_COLUMNS, COSTS, PARETO, cost_caption, cost_cells, read_costs
@@ -248,6 +249,8 @@ def _environment() -> Environment:
         "layouts": LAYOUTS,
         "printed_metrics": {name: METRICS[name] for name in SCORED},
         "flag_texts": FLAGS,
+        "threats": THREATS,
+        "defences": DEFENCES,
         "confidence": f"{CONFIDENCE:.0%}",
     }
     return environment

@@ -37,16 +37,16 @@ def test_what_a_defence_costs_stands_in_the_report_and_one_that_does_nothing_cha
     table: Registry[Defence] = Registry("defence", {**DEFENCES})
     table.add("nothing", Defence("Nothing", lambda network, *, seed: network))
     monkeypatch.setattr(DEFENCES, "_entries", table._entries)
-    card, out = toy_card(tmp_path, "toy"), tmp_path / "out"
+    card, out = toy_card(tmp_path, "net"), tmp_path / "out"
     options = RunOptions(out=out, cache=tmp_path / "cache", device="cpu", workers=1, defence="nothing,bit-depth")
     outcome = evaluate(card, "all", toy_protocol(tmp_path), options)
     assert not outcome.failures
     figures = pd.read_csv(out / "toy" / "results.csv").set_index(["model", "threat", "image"])[["psnr", "ssim"]]
-    pd.testing.assert_frame_equal(figures.loc["nothing+toy"], figures.loc["toy"])
-    assert not figures.loc["bit-depth+toy"].equals(figures.loc["toy"])
+    pd.testing.assert_frame_equal(figures.loc["nothing+net"], figures.loc["net"])
+    assert not figures.loc["bit-depth+net"].equals(figures.loc["net"])
     text = (out / "toy" / "report.md").read_text()
     clean = figures.xs("clean", level="threat").psnr
-    cost = (clean.loc["bit-depth+toy"] - clean.loc["toy"]).mean()
+    cost = (clean.loc["bit-depth+net"] - clean.loc["net"]).mean()
     (line,) = (row for row in text.splitlines() if row.startswith("| bit-depth | 1 |") and f"{cost:.2f} [" in row)
     assert "straight-through estimate" in text
     (nothing,) = (row for row in text.splitlines() if row.startswith("| nothing | 1 | 0.00 [0.00, 0.00]"))
