@@ -31,11 +31,24 @@ def _models() -> Rows:
 
 
 def _threats() -> Rows:
+    from benchsr.threats.severities import KINDS, SEVERITIES
     from benchsr.threats.table import THREATS
 
     for threat, spec in THREATS.items():
+        if spec.group:
+            continue
         pairs = (f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in spec.defaults.items())
         yield threat, spec.title, spec.kind, ", ".join(pairs)
+    for name, kind in KINDS.items():
+        values = (f"{k}={', '.join(map(str, v))}" for k, v in kind.settings.items())
+        yield f"{name}-1 ... -{len(SEVERITIES)}", kind.title, "corruption", "; ".join(values)
+
+
+def _defences() -> Rows:
+    from benchsr.defences.table import DEFENCES
+
+    for name, defence in DEFENCES.items():
+        yield name, defence.title, ", ".join(f"{k}={v}" for k, v in defence.defaults.items()), defence.attacked
 
 
 def _datasets() -> Rows:
@@ -54,13 +67,16 @@ def _protocols() -> Rows:
 LISTINGS: dict[str, tuple[tuple[str, ...], Callable[[], Rows]]] = {
     "models": (("id", "title", "family", "scale", "weights"), _models),
     "threats": (("id", "title", "kind", "settings"), _threats),
+    "defences": (("id", "title", "settings", "attacked through"), _defences),
     "datasets": (("id", "title", "images", "scales", "files"), _datasets),
     "protocols": (("id", "title", "data"), _protocols),
 }
 """What can be listed: columns, and where the rows come from."""
 
 
-def list_entries(kind: Annotated[str, typer.Argument(help="models, threats, datasets or protocols.")]) -> None:
+def list_entries(
+    kind: Annotated[str, typer.Argument(help="models, threats, defences, datasets or protocols.")],
+) -> None:
     """List what benchsr knows."""
     columns, rows = Registry("kind of entry", LISTINGS)[kind]
     table = Table()
@@ -71,18 +87,21 @@ def list_entries(kind: Annotated[str, typer.Argument(help="models, threats, data
     out.print(table)
 
 
-def show(entry: Annotated[str, typer.Argument(metavar="ID", help="A model, threat, data set or protocol.")]) -> None:
+def show(
+    entry: Annotated[str, typer.Argument(metavar="ID", help="A model, threat, defence, data set or protocol.")],
+) -> None:
     """Show everything about one entry."""
     from benchsr.data.cards import DATASETS, is_data_card, load_data_card
     from benchsr.data.fetching import state
+    from benchsr.defences.table import DEFENCES
     from benchsr.evaluation.protocol import protocols
-    from benchsr.models.zoo import FACTORY, WEIGHTS, availability, load_card, zoo
+    from benchsr.models.zoo import BEHIND, FACTORY, WEIGHTS, availability, load_card, zoo
     from benchsr.threats.table import THREATS
 
     if is_data_card(entry):
         dataset = load_data_card(entry)
         out.print({"data set": dataset.model_dump(exclude_none=True), "files": state(dataset)[1]})
-    elif entry.endswith((".toml", *WEIGHTS)) or FACTORY.fullmatch(entry) or entry in zoo():
+    elif entry.endswith((".toml", *WEIGHTS)) or FACTORY.fullmatch(entry) or entry in zoo() or BEHIND in entry:
         card = load_card(entry)
         out.print({"model": card.model_dump(exclude_none=True), "weights": availability(card)[1]})
         if entry.endswith(tuple(WEIGHTS)):
@@ -92,12 +111,16 @@ def show(entry: Annotated[str, typer.Argument(metavar="ID", help="A model, threa
         out.print({"threat": entry, "title": spec.title, "kind": spec.kind, "settings": spec.defaults})
         if spec.make is not None:
             out.print(inspect.getdoc(spec.make) or "")
+    elif entry in DEFENCES:
+        defence = DEFENCES[entry]
+        out.print({"defence": entry, "title": defence.title, "random": defence.random, "settings": defence.defaults})
+        out.print(f"{defence.about}\nAttacked through: {defence.attacked}.", highlight=False)
     elif entry in protocols():
         protocol = protocols()[entry]
         out.print({"protocol": protocol.figures(), "fingerprint": protocol.fingerprint})
         out.print("\n".join(protocol.description))
     else:
-        known = [*zoo(), *THREATS, *DATASETS, *protocols()]
+        known = [*zoo(), *THREATS, *DEFENCES, *DATASETS, *protocols()]
         Registry("entry", dict.fromkeys(known))[entry]
 
 

@@ -48,6 +48,9 @@ def run(
     scale: Annotated[
         int | None, typer.Option(help="Super-resolution factor: 2, 3, 4 or 8. Default: the protocol's.")
     ] = None,
+    defence: Annotated[
+        str | None, typer.Option(help="'all', or ids separated by commas: each around each model too, as jpeg+MODEL.")
+    ] = None,
     dataset: DatasetName = None,
     limit: Annotated[int | None, typer.Option(help="Only the first images of the data set.")] = None,
     out_dir: OutDir = Path("leaderboards"),
@@ -86,6 +89,7 @@ def run(
 
     options = RunOptions(
         scale=scale,
+        defence=defence,
         dataset=dataset,
         limit=limit,
         out=out_dir,
@@ -222,6 +226,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], *tuple[str, ...]]] = {
         "benchsr run --models my-weights.safetensors,mine=net.pth --threats clean,pgd",
         "benchsr run --models mine=package.module:factory --trust-code",
         "benchsr run --protocol paper --device cuda --precision bf16",
+        "benchsr run --protocol adaptive --models re-esrgan --defence jpeg,mrs --threats clean,pgd-eot",
         "benchsr run --dataset photos/ --out my-boards",
         "benchsr run --scale 2 --models dat-light-x2,bicubic",
         "benchsr run --workers 4 --cell-timeout 600",
@@ -230,6 +235,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], *tuple[str, ...]]] = {
         list_entries,
         "benchsr list models",
         "benchsr list threats",
+        "benchsr list defences",
     ),
     "show": (
         show,

@@ -26,12 +26,12 @@ def export(name: str, form: str, board: Path) -> bytes:
     Raises UnknownIdError for other names and formats, InputError for a board without results or a page in another
     format than Markdown.
     """
-    cards, write = zoo(), FORMATS[form]
-    read = read_leaderboard(board, cards)
-    if name in cards:
+    write = FORMATS[form]
+    read = read_leaderboard(board, zoo())
+    if name in read.cards:
         if form != "markdown":
             raise InputError(f"{name} is a model, and its page is Markdown; leave out --format {form}")
-        return model_page(read, cards[name]).encode()
+        return model_page(read, read.cards[name]).encode()
     try:
         return write(exhibit(read, board, name))
     except UnknownIdError:

@@ -14,6 +14,7 @@ from benchsr.base.pairs import Sample
 from benchsr.base.rng import Randomised
 from benchsr.data.images import read_image, write_image
 from benchsr.defences.table import deploy, load_model
+from benchsr.evaluation.plan import facing
 from benchsr.metrics.quality import psnr
 from benchsr.models.cards import Card
 from benchsr.models.network import load_network
@@ -59,6 +60,7 @@ def attack_image(card: Card, threat: Threat, sample: Sample, device: str = "auto
     target = pick_device(device)
     network = load_network(card, target)
     seen = deploy(card, threat.like, network, seed, threat.median_of) if threat.median_of else network
+    threat = facing(threat, card)
     deployed = deploy(card, threat.like, network, seed)
     lr, hr = sample.lr[None].to(target), sample.hr[None].to(target)
     with full_float32():

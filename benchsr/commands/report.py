@@ -9,7 +9,7 @@ from benchsr.data.datasets import Dataset, load_dataset
 from benchsr.evaluation.ledger import read_ledger, stored_protocol
 from benchsr.evaluation.protocol import Protocol, load_protocol
 from benchsr.leaderboard import LeaderboardInfo, write_leaderboard
-from benchsr.models.zoo import zoo
+from benchsr.models.zoo import defended_cards, zoo
 
 
 def rewrite(protocol: str | Path, dataset: str | None = None, out: str | Path = "leaderboards") -> Path:
@@ -34,7 +34,12 @@ def rewrite(protocol: str | Path, dataset: str | None = None, out: str | Path = 
             f"with {folder / 'protocol.json'}; run the benchmark again"
         )
     data = load_dataset(made.dataset, crop=made.crop, scale=made.scale).first(made.images)
-    write_leaderboard(folder, records, protocol=about_leaderboard(made, data, fingerprint), cards=zoo())
+    write_leaderboard(
+        folder,
+        records,
+        protocol=about_leaderboard(made, data, fingerprint),
+        cards={**zoo(), **defended_cards(r.model for r in records)},
+    )
     return folder
 
 

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchsr.base.files import cache_dir
 from benchsr.commands.report import about_leaderboard
 from benchsr.data.datasets import load_dataset
+from benchsr.defences.table import DEFENCES
 from benchsr.evaluation.cache import AttackCache
 from benchsr.evaluation.executors import Executor, InProcess
 from benchsr.evaluation.ledger import Ledger, environment, identity
@@ -26,7 +27,7 @@ from benchsr.evaluation.worker import Worker, slowest_first
 from benchsr.leaderboard import write_leaderboard
 from benchsr.models.cards import Card
 from benchsr.models.live import Model, require_picklable, select
-from benchsr.models.zoo import availability, zoo, zoo_at
+from benchsr.models.zoo import availability, defended, defended_cards, zoo, zoo_at
 from benchsr.results.records import Record, Status, flat
 
 
@@ -62,6 +63,8 @@ def evaluate(
         perceptual_net=options.perceptual_net,
     )
     threat_ids, cards = select_threats(threats, chosen), select(models, options.trust_code, chosen.scale)
+    around = DEFENCES.select(options.defence) if options.defence else []
+    cards = [each for card in cards for each in (card, *(defended(card, name) for name in around))]
     executor = options.load_executor()
     if not isinstance(executor, InProcess):
         require_picklable(cards)
@@ -73,8 +76,8 @@ def evaluate(
 
     ledger = Ledger(Path(options.out) / chosen.board, chosen, environment(executor.device))
     known = ledger.open()
-    in_zoo = zoo_at(chosen.scale)
-    others = [in_zoo[m] for m in {r.model for r in known} - {card.id for card in cards} if m in in_zoo]
+    found = {**zoo(), **zoo_at(chosen.scale), **defended_cards(dict.fromkeys(r.model for r in known))}
+    others = [found[m] for m in {r.model for r in known} - {card.id for card in cards} if m in found]
     told = rows + resolve(card for card in others if availability(card)[0])
     ledger.retire(keys_today(chosen, told, data, planned))
     done = {record.key: record for record in known if record.status is Status.OK}
@@ -83,7 +86,7 @@ def evaluate(
     console.print(f"{chosen.heading}: {said}", markup=False)
     _compute(cells, fresh, done, executor, ledger, options)
 
-    cards_by_id = {**zoo(), **{card.id: card.described for card in cards}}
+    cards_by_id = {**found, **{card.id: card.described for card in cards}}
     with ledger.merged(planned, done) as records:
         write_leaderboard(ledger.folder, records, protocol=about_leaderboard(chosen, data), cards=cards_by_id)
     here = {identity(record) for record in planned}
@@ -144,6 +147,7 @@ def run(
     protocol: str | Path | Protocol = "quick",
     *,
     scale: int | None = None,
+    defence: str | None = None,
     dataset: str | None = None,
     limit: int | None = None,
     out: str | Path = "leaderboards",
@@ -167,12 +171,13 @@ def run(
     (.safetensors, .pth), each as [ID=]MODEL; or a mapping from ids to any of these or to live networks, as in
     {"mine": net, "bicubic": "bicubic"} (see `benchsr.models.live.live`). `trust_code`: package.module:factory is a
     model too, and its code is run. `protocol`: an id or the path of a protocol file. `scale`: another super-resolution
-    factor, 2, 3, 4 or 8; `dataset`: another data set or folder; `limit`: first images only; `out`: the folder that gets
-    <protocol>/results.csv and the rest (<protocol>-x2 and so on at another scale than 4); `cache`: folder or fsspec
-    address of attacked images; `device`: "auto", "cpu", "cuda"; `precision`: "fp32", "bf16";
-    `memory_budget`: GB for attacks, of each worker (default: most of what is free); `perceptual_net`: "vgg16",
-    "vgg19"; `executor`: "local", "ray", or an Executor; `workers`, `cell_timeout` and `ray_address`: see
-    `benchsr.evaluation.executors.load_executor`; `console`: a rich Console to show progress on.
+    factor, 2, 3, 4 or 8; `defence`: entries of the table of defences, each around each model too. `dataset`: another
+    data set or folder; `limit`: first images only; `out`: the folder that gets <protocol>/results.csv and the rest
+    (<protocol>-x2 and so on at another scale than 4); `cache`: folder or fsspec address of attacked images; `device`:
+    "auto", "cpu", "cuda"; `precision`: "fp32", "bf16"; `memory_budget`: GB for attacks, of each worker (default: most
+    of what is free); `perceptual_net`: "vgg16", "vgg19"; `executor`: "local", "ray", or an Executor; `workers`,
+    `cell_timeout` and `ray_address`: see `benchsr.evaluation.executors.load_executor`; `console`: a rich Console to
+    show progress on.
     Raises BenchsrError for unusable arguments; what goes wrong with one evaluation becomes the reason of its line.
     """
     given = {name: value for name, value in locals().items() if name in RunOptions.__dataclass_fields__}

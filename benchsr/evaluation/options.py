@@ -16,6 +16,7 @@ class RunOptions:
     """The options of `benchsr.run`, which documents them; checked when made. Raises InputError for unusable ones."""
 
     scale: int | None = None
+    defence: str | None = None
     dataset: str | None = None
     limit: int | None = None
     out: str | Path = "leaderboards"

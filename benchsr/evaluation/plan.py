@@ -9,9 +9,10 @@ from typing import Any
 from benchsr.base.errors import BenchsrError, InputError, UnavailableError
 from benchsr.base.files import digest
 from benchsr.data.datasets import Dataset, load_dataset
+from benchsr.defences.table import DEFENCES, deployment
 from benchsr.evaluation.protocol import CODE_VERSION, Protocol
 from benchsr.metrics.perceptual import TRUNKS, trunk_sha256
-from benchsr.models.cards import Card, Deployment, deployment
+from benchsr.models.cards import Card, Deployment
 from benchsr.models.zoo import network_key
 from benchsr.results.records import Record, Status
 from benchsr.threats.table import Threat
@@ -142,7 +143,7 @@ def plan(
     found = columns(protocol, threats, dataset)
     for network in dict.fromkeys(row.network for row in rows):
         for column in found:
-            # One attack serves all models that look alike to it: smoothed alike, if the attack sees the smoothing.
+            # One attack serves all models that look alike to it: defended alike, if the attack sees the defence.
             groups: dict[Deployment | None, list[Row]] = {}
             for row in (row for row in rows if row.network == network):
                 seen = deployment(row.card, column.threat.like) if column.threat.median_of else None
@@ -177,6 +178,21 @@ def _templates(
     ]
 
 
+def facing(threat: Threat, card: Card) -> Threat:
+    """`threat` with the draws that it takes to know `card`'s defence.
+
+    A model without noise looks the same from everywhere. Of a defence that pools n draws the attack is shown fewer;
+    of any other random one it averages its loss over as many answers instead.
+    """
+    seen = deployment(card, threat.like)
+    pools = "n" in dict(seen.settings) if seen else card.random
+    if not threat.median_of or pools:
+        return threat
+    random = card.random or (seen is not None and DEFENCES[seen.defence].random)
+    draws = max(threat.median_of, int(threat.settings.get("draws", 1)))
+    return replace(threat, settings={**threat.settings, "median_of": int(random), "draws": draws if random else 1})
+
+
 def _cell(
     protocol: Protocol,
     threat: Threat,
@@ -192,10 +208,9 @@ def _cell(
     if threat.objective:
         cause |= {"network": network, "precision": protocol.precision, "smoothing": seen, "device": device}
         cause |= {"perceptual": _perceptual_key(threat)}
-    if (
-        threat.median_of and not seen and not group[0].card.random
-    ):  # a model without noise looks the same from everywhere
-        cause["settings"] |= {"median_of": 0, "draws": 1}
+        cause["settings"] = dict(facing(threat, group[0].card).settings)
+        if seen and not DEFENCES[seen.defence].differentiable:
+            cause["gradient"] = "straight-through"
     if threat.objective and threat.spec.make:  # attacks of equal settings are one attack, whatever they are called
         cause["threat"] = threat.spec.make.__name__
     images = dict.fromkeys(template.image for template in templates)

@@ -133,13 +133,19 @@ class Protocol(Table):
             f"Attacks raise {self.objective.l1_weight:g} L1 + {self.objective.perceptual_weight:g} perceptual "
             f"({self.objective.perceptual_net}), network in {self.precision}; scores in fp32.",
         ]
-        for threat_id in self.threats:
+        grouped = [t for t in self.threats if THREATS[t].group]
+        for threat_id in (t for t in self.threats if t not in grouped):
             threat = self.threat(threat_id)
             numbers = {k: v for k, v in threat.settings.items() if k not in self.objective.model_dump()}
             if numbers:
                 lines.append(
                     f"{threat.spec.title}: " + ", ".join(_number(k, v, numbers) for k, v in numbers.items()) + "."
                 )
+        for group in dict.fromkeys(THREATS[t].group for t in grouped):
+            several = [self.threat(t) for t in grouped if THREATS[t].group == group]
+            settings = {k: [_number("", t.settings[k], {}).strip() for t in several] for k in several[0].settings}
+            numbers_of = "; ".join(f"{name} {', '.join(dict.fromkeys(values))}" for name, values in settings.items())
+            lines.append(f"{', '.join(t.id for t in several)}: {numbers_of}.")
         return lines + list(self.notes)
 
 

@@ -14,14 +14,14 @@ from benchsr.base.inference import Autocast, Stopwatch, checkpoint_blocks, full_
 from benchsr.base.pairs import Sample
 from benchsr.base.rng import Randomised
 from benchsr.defences.smoothing import Smoothed
-from benchsr.defences.table import deploy
+from benchsr.defences.table import deploy, deployment
 from benchsr.evaluation.cache import AttackCache, AttackReport
 from benchsr.evaluation.memory import MOST, PROBE_SIDE, Plan, bytes_per_pixel, free_bytes, plan_batch
-from benchsr.evaluation.plan import Cell
+from benchsr.evaluation.plan import Cell, facing
 from benchsr.evaluation.protocol import Protocol
 from benchsr.metrics.objective import BoundObjective, Objective
 from benchsr.metrics.quality import score
-from benchsr.models.cards import Deployment, deployment
+from benchsr.models.cards import Deployment
 from benchsr.models.network import load_network, network_bytes
 from benchsr.models.zoo import network_key
 from benchsr.results.records import Record, Status
@@ -220,8 +220,9 @@ class Worker:
             plan = self._plan(cell, network, threat.objective, lr)
             checkpoint_blocks(plain, plan.checkpoint)
             size = plan.batch_size
-        if threat.median_of:  # the attack knows the smoothing, which all models of the cell share
+        if threat.median_of:  # the attack knows the defence, which all models of the cell share
             network = deploy(cell.network_card, threat.like, network, self.protocol.seed, threat.median_of)
+            threat = facing(threat, cell.network_card)
         if isinstance(network, Smoothed):
             network.draws_at_once = min(network.draws_at_once, size)
         with Stopwatch(self.device) as watch:

@@ -9,6 +9,7 @@ import numpy as np
 
 from benchsr.leaderboard.scores import NOT_RUN, SCORED, SIGN, Cell, Estimate, make_cell, subtract
 from benchsr.leaderboard.tables import CardInfo
+from benchsr.models.zoo import BEHIND
 from benchsr.results.records import Record, Status
 from benchsr.threats.table import ADAPTIVE, SWEEP
 
@@ -105,4 +106,4 @@ def root_card(card: CardInfo, cards: Mapping[str, CardInfo]) -> str:
     """The card that owns the network."""
     while card.base is not None and card.base in cards:
         card = cards[card.base]
-    return card.id
+    return card.id.rpartition(BEHIND)[2]

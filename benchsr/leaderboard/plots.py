@@ -18,6 +18,7 @@ from scipy.stats import rankdata
 
 from benchsr.base.drawing import COLOURS, GREY, GRID, MARKERS, drawn_once
 from benchsr.leaderboard.compare import LEVEL, POWER, Difference
+from benchsr.leaderboard.corruption import ERRORS, profiles
 from benchsr.leaderboard.scores import NOT_RUN, SCORED, Cell, Floats, Grid, average, interval, sign
 from benchsr.leaderboard.tables import (
     AVERAGE,
@@ -188,7 +189,9 @@ def plot_heat_map(
 ) -> Figure | None:
     """Models by threats, a panel a metric, figures written in; None where nothing has a figure."""
     models = [c for c in cards if any(grid[m, t].n for m, t in grid if m == c.id)]
-    threats = [t for t in protocol.threats if any(grid.get((c.id, t), NOT_RUN).n for c in models)]
+    threats = [
+        t for t in protocol.threats if not THREATS[t].group and any(grid.get((c.id, t), NOT_RUN).n for c in models)
+    ]
     if not models:
         return None
     caption = _caption(f"All threats – {FAMILIES[family][1]}", protocol, "means over images; italics: images missing")
@@ -286,11 +289,39 @@ def plot_curves(
     return figure
 
 
+def plot_corruptions(
+    family: str, cards: Sequence[CardInfo], grid: Grid, protocol: LeaderboardInfo, metrics: Sequence[str] = SCORED
+) -> Figure | None:
+    """Corruption error of each model by kind, relative to bicubic's, a panel a metric; None where there is none."""
+    found = profiles(grid, cards)
+    models = list({profile.card.id: profile.card for profile in found}.values())
+    asked = [metric for metric in metrics if metric in ERRORS]
+    if len(models) < 2 or not asked:
+        return None
+    caption = _caption(f"Corruptions – {FAMILIES[family][1]}", protocol, "errors of all severities, 95% interval")
+    figure, axes = _models_figure(caption, models, linestyle="-", metrics=asked)
+    for ax, metric in zip(axes, asked, strict=True):
+        shown = [profile for profile in found if profile.metric == metric]
+        for k, profile in enumerate(shown):
+            colour, marker = _style(k)
+            estimates, at = list(profile.kinds.values()), range(len(profile.kinds))
+            ax.plot(at, [e.value for e in estimates], color=colour, marker=marker, markersize=4, linewidth=1)
+            ends = [[e.low for e in estimates], [e.high for e in estimates]]
+            ax.fill_between(at, *ends, color=colour, alpha=0.06, linewidth=0)
+        if shown:
+            ax.set_xticks(range(len(shown[0].kinds)), list(shown[0].kinds), rotation=90, fontsize=8)
+        ax.set_yscale("log")
+        ax.set_ylabel(f"{ERRORS[metric][0]}, relative to bicubic", fontsize=9)
+        ax.grid(color=GRID, linewidth=0.7)
+    return figure
+
+
 PLOTS = {
     "clean-vs-robust": plot_scatter,
     "robustness-curves": plot_curves,
     "heatmap": plot_heat_map,
     "rank-stability": plot_rank_stability,
+    "corruptions": plot_corruptions,
 }
 """Plots of a whole family, by the stem of their files."""
 

@@ -22,7 +22,10 @@ from benchsr.base.errors import InputError
 from benchsr.base.files import write_changed
 from benchsr.base.pairs import USUAL
 from benchsr.base.text import markdown_table, templates
+from benchsr.defences.table import DEFENCES
 from benchsr.leaderboard.contrasts import Contrast, Help, contrasts, helps
+from benchsr.leaderboard.corruption import ERRORS, Profile, profiles
+from benchsr.leaderboard.defended import Defended, defended
 from benchsr.leaderboard.flags import FLAGS, flags
 from benchsr.leaderboard.paper import (
     PAPER_DATASETS,
@@ -55,6 +58,7 @@ from benchsr.leaderboard.tables import (
     show,
 )
 from benchsr.metrics.quality import METRICS
+from benchsr.models.zoo import defended_cards
 from benchsr.results.records import Record, Status, flat, read_results
 from benchsr.threats.table import THREATS
 
@@ -188,6 +192,16 @@ class Leaderboard:
         """What smoothing adds to the networks that were also run without it."""
         return helps(self.contrasts, self.cards)
 
+    @cached_property
+    def defended(self) -> dict[str, list[Defended]]:
+        """What defences cost and give back, for each family."""
+        return {f: defended(self.grid, c, self.cards, self.protocol.threats) for f, c in self.families.items()}
+
+    @cached_property
+    def profiles(self) -> dict[str, list[Profile]]:
+        """Corruption errors of each family."""
+        return {family: profiles(self.grid, cards) for family, cards in self.families.items()}
+
     @property
     def without_card(self) -> list[str]:
         """Models of results.csv that no card describes: they belong to no family, and so stand in no table."""
@@ -249,7 +263,8 @@ def read_leaderboard(folder: Path, cards: Mapping[str, CardInfo]) -> Leaderboard
     records, problems = read_results(folder / "results.csv")
     for problem in problems:
         log.warning("%s: %s", folder / "results.csv", problem)
-    return Leaderboard(protocol, cards_at(protocol.scale, cards), records)
+    known = {**cards, **defended_cards(r.model for r in records)}
+    return Leaderboard(protocol, cards_at(protocol.scale, known), records)
 
 
 def table_page(table: Table, protocol: LeaderboardInfo) -> str:
@@ -330,6 +345,8 @@ def _render(template: str, **values: object) -> str:
         "changes": CHANGES,
         "verdicts": list(Verdict),
         "flag_texts": FLAGS,
+        "defences": DEFENCES,
+        "errors": ERRORS,
         "markdown_table": markdown_table,
         "resamples": RESAMPLES,
         "confidence": f"{CONFIDENCE:.0%}",

@@ -16,7 +16,7 @@ from benchsr.data.cards import DATASETS
 from benchsr.leaderboard.compare import tied_with_best
 from benchsr.leaderboard.scores import NOT_RUN, SCORED, Cell, Estimate, Grid, average, make_grid, sign
 from benchsr.metrics.quality import METRICS
-from benchsr.models.cards import PAPER_ROWS
+from benchsr.models.cards import PAPER_ROWS, CardDefence
 from benchsr.results.records import Record
 from benchsr.threats.table import ADAPTIVE, SWEEP, THREATS
 
@@ -60,6 +60,8 @@ class CardInfo(Protocol):
     def base(self) -> str | None: ...  # noqa: D102
     @property
     def smoothing(self) -> object | None: ...  # noqa: D102
+    @property
+    def defence(self) -> CardDefence | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)

@@ -344,14 +344,6 @@ class Deployment(NamedTuple):
         return int(dict(self.settings).get("n", 1))
 
 
-def deployment(card: Card, threat_id: str) -> Deployment | None:
-    """How `card` meets a threat; None where nothing stands around its network."""
-    if card.defence:
-        return Deployment(card.defence.name, tuple(sorted(card.defence.settings.items())))
-    sigma = sigma_for(card, threat_id)
-    return Deployment(MRS, (("n", card.smoothing.n), ("sigma", sigma))) if card.smoothing and sigma else None
-
-
 def sigma_for(card: Card, threat_id: str) -> float:
     """The standard deviation, in [0, 1] pixel units, that `card` smooths with against a threat; 0 is no smoothing."""
     sigma = card.smoothing.sigma if card.smoothing else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from functools import cache, lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from benchsr.base.files import require_sha256, sha256_file
 from benchsr.base.pairs import USUAL, Scale
 from benchsr.base.registry import Registry
 from benchsr.base.schema import read_card
-from benchsr.models.cards import PAPER_ROWS, UNSTATED, AdapterSource, Card, FileSource, Live
+from benchsr.models.cards import PAPER_ROWS, UNSTATED, AdapterSource, Card, CardDefence, FileSource, Live
 
 
 def zoo_dir() -> Path:
@@ -52,6 +52,9 @@ def zoo_at(scale: Scale) -> Registry[Card]:
     return Registry("model", {name: card.at(scale) for name, card in zoo().items() if card.scale in ("any", scale)})
 
 
+BEHIND = "+"
+"""Joins a defence and the model behind it: `jpeg+impressionism-ntire`."""
+
 WEIGHTS: dict[str, Literal["safetensors", "pth"]] = {".safetensors": "safetensors", ".pth": "pth", ".pt": "pth"}
 """Suffixes of weights files that need no card, and their formats."""
 
@@ -67,12 +70,32 @@ def named(model: str | Path) -> tuple[str, str]:
     return (found[1] or "", found[2]) if found else ("", str(model))
 
 
+def defended(card: Card, defence: str) -> Card:
+    """The card of `card`'s network behind the entry `defence` of the table of defences, with that entry's settings.
+
+    Raises InputError for a card that is deployed with a defence already.
+    """
+    if card.smoothing or card.defence:
+        raise InputError(f"{card.id} is deployed with a defence already; put {defence} around its network alone")
+    changes = {
+        "id": f"{defence}{BEHIND}{card.id}",
+        "title": f"{card.title}, behind {defence}",
+        "paper_row": False,
+        "defence": CardDefence(name=defence),
+    }
+    return card.model_copy(update=changes | {"retrains": None, "reproduces": (), "recipe": None, "training": None})
+
+
 def load_card(card: str | Path) -> Card:
-    """A card of the zoo by its id, a card of one's own by its path (.toml), or one made for a file of WEIGHTS.
+    """A card of the zoo by its id, a card of one's own by its path (.toml), or one made for a file of WEIGHTS; any of
+    them behind a defence, as `jpeg+MODEL`.
 
     `ID=` before it gives the row another id. Raises UnknownIdError, suggesting the nearest ids, CardError, naming file
     and field, or InputError, for a file that is not there, an id that is taken, and for code.
     """
+    defence, behind, model = str(card).partition(BEHIND)
+    if behind and defence.replace("-", "").isalnum() and not Path(card).is_file():
+        return defended(load_card(model), defence)
     new, what = named(card)
     path = Path(what)
     if FACTORY.fullmatch(what):
@@ -114,6 +137,11 @@ def _weights_card(path: Path, new: str) -> Card:
     card = Card(id=row, title=path.name, scale="any", weights=(source,), **UNSTATED)
     card._folder, card._name = path.absolute().parent, path.name
     return card
+
+
+def defended_cards(models: Iterable[str]) -> dict[str, Card]:
+    """Those of `models` that are a card of the zoo behind a defence."""
+    return {model: load_card(model) for model in models if model.partition(BEHIND)[2] in zoo()}
 
 
 def base_card(name: str, folder: Path, asker: str) -> Card:

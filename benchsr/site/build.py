@@ -19,6 +19,7 @@ from benchsr.base.drawing import drawn_once
 from benchsr.base.errors import InputError
 from benchsr.base.files import write_atomic, write_changed
 from benchsr.base.text import templates
+from benchsr.defences.table import DEFENCES
 from benchsr.evaluation.ledger import stored_protocol
 from benchsr.leaderboard import Leaderboard, read_leaderboard
 from benchsr.leaderboard.export import COST_COLUMNS, COSTS, PARETO, cost_caption, cost_cells, read_costs
@@ -206,7 +207,7 @@ def build_site(leaderboards: Path, out: Path) -> list[Path]:
     pages = {out / "index.html": environment.get_template("index.html.j2").render(shown, printed=judge_printed())}
     for model in dict.fromkeys(row.card.id for sheet in sheets for row in sheet.rows):
         extras = {
-            "card": cards[model],
+            "card": next(board.cards[model] for board in boards.values() if model in board.cards),
             "curves": list(_write_curves(model, sheets, out)),
             "certificates": list(_copy_certificates(model, folders, out)),
             "views": {sheet: row for sheet in sheets for row in sheet.rows if row.card.id == model},
@@ -248,6 +249,8 @@ def _environment() -> Environment:
         "layouts": LAYOUTS,
         "printed_metrics": {name: METRICS[name] for name in SCORED},
         "flag_texts": FLAGS,
+        "threats": THREATS,
+        "defences": DEFENCES,
         "confidence": f"{CONFIDENCE:.0%}",
     }
     return environment

@@ -23,6 +23,7 @@ from benchsr.threats.adaptive import APGD, Square, StrongPGD
 from benchsr.threats.attacks import BIM, CW, FGSM, PGD, AttackResult, GradientAttack
 from benchsr.threats.balls import Ball, make_ball
 from benchsr.threats.corruptions import (
+    KERNELS,
     gaussian_blur,
     gaussian_noise,
     identity,
@@ -31,12 +32,13 @@ from benchsr.threats.corruptions import (
     random_signs,
     sensor_noise,
 )
+from benchsr.threats.severities import KINDS, SEVERITIES
 
 Setting = float | int | bool | str
 
 Kind = Literal["corruption", "attack", "dataset"]
 
-CHOICES: Mapping[str, Sequence[str]] = {"perceptual_net": get_args(PerceptualNet)}
+CHOICES: Mapping[str, Sequence[str]] = {"perceptual_net": get_args(PerceptualNet), "kernel": tuple(KERNELS)}
 """Settings that are names, with those that there are."""
 
 
@@ -47,7 +49,8 @@ class ThreatSpec:
     `preset` replaces defaults of `make`. Its `median_of` says what an adaptive attack sees of a smoothed model: 0 the
     base network, 1 single noisy draws, k the median of k new draws. Its `norm` says in which norm eps is a radius, over
     the whole LR image, where that is not L-infinity; its `loss` names an entry of `LOSSES` that stands in place of the
-    protocol's objective. `like`: the threat whose sigma a model takes that has one for each threat.
+    protocol's objective. `like`: the threat whose sigma a model takes that has one for each threat. `group`: the kind
+    of corruption of which this is one severity; all of a group draw the same noise. `of_truth`: `make` is given HR too.
     """
 
     title: str
@@ -56,6 +59,13 @@ class ThreatSpec:
     dataset: str = ""
     preset: Mapping[str, Setting] = field(default_factory=dict)
     like: str = ""
+    group: str = ""
+    of_truth: bool = False
+
+    @property
+    def about(self) -> str:
+        """What it does, in a line."""
+        return (inspect.getdoc(self.make) or self.title).splitlines()[0]
 
     @property
     def defaults(self) -> dict[str, Setting]:
@@ -174,7 +184,21 @@ ENSEMBLE: dict[str, ThreatSpec] = {
 }
 """`autoattack-sr`: these together, with nothing to tune; of each image the worst by each metric counts."""
 
-THREATS: Registry[ThreatSpec] = Registry("threat", {**FIXED, **ADAPTIVE, **EUCLIDEAN, **ENSEMBLE})
+CORRUPTIONS: dict[str, ThreatSpec] = {
+    f"{name}-{severity}": ThreatSpec(
+        f"{kind.title}, severity {severity}",
+        "corruption",
+        kind.make,
+        preset=kind.at(severity),
+        group=name,
+        of_truth="hr" in inspect.signature(kind.make).parameters,
+    )
+    for name, kind in KINDS.items()
+    for severity in SEVERITIES
+}
+"""The corruption suite, kind by kind."""
+
+THREATS: Registry[ThreatSpec] = Registry("threat", {**FIXED, **ADAPTIVE, **EUCLIDEAN, **ENSEMBLE, **CORRUPTIONS})
 
 
 @dataclass(frozen=True)
@@ -240,7 +264,8 @@ class Threat:
             raise InputError(f"threat {self.id!r} is the data set {self.spec.dataset!r}: it brings its own LR images")
         check_pair(lr, hr)
         ids = [str(i) for i in range(len(lr))] if ids is None else ids
-        corrupted: Tensor = self.spec.make(lr, generators(seed, ids, self.id), **self.settings)
+        gens, truth = generators(seed, ids, self.spec.group or self.id), (hr,) if self.spec.of_truth else ()
+        corrupted: Tensor = self.spec.make(lr, gens, *truth, **self.settings)
         return AttackResult(corrupted.clamp(0, 1), None, None)
 
     def __call__(
