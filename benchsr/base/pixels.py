@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from benchsr.base.inference import to_bytes
 
-Pixels = NDArray[np.float32]
+Pixels = NDArray[Any]
 """An image as libraries take it: (h, w, 3), in [0, 1]."""
 
 
@@ -39,4 +40,5 @@ def jpeg(images: Tensor, quality: int) -> Tensor:
 def levels(images: Tensor, bits: int) -> Tensor:
     """`images` in [0, 1] with every value at the nearest of 2^bits levels."""
     top = 2**bits - 1
-    return (images * top).round() / top
+    nearest: Tensor = (images * top).round() / top
+    return nearest

@@ -56,12 +56,14 @@ def median_filter(x: Tensor, *, size: int = 3) -> Tensor:
     """Each pixel becomes the median of its `size` x `size` neighbours, borders mirrored (Xu et al. 2018)."""
     around = F.pad(x, (size // 2,) * 4, mode="reflect")
     windows = around.unfold(2, size, 1).unfold(3, size, 1).flatten(4)
-    return windows.median(-1).values
+    middle: Tensor = windows.median(-1).values
+    return middle
 
 
 def blur(x: Tensor, *, sigma: float = 0.8) -> Tensor:
     """LR is blurred by a Gaussian of `sigma` pixels."""
-    return gaussian_blur(x, [2 * ceil(3 * sigma) + 1] * 2, [sigma] * 2)
+    blurred: Tensor = gaussian_blur(x, [2 * ceil(3 * sigma) + 1] * 2, [sigma] * 2)
+    return blurred
 
 
 def resize(x: Tensor, *, factor: float = 0.5) -> Tensor:
@@ -73,7 +75,7 @@ def resize(x: Tensor, *, factor: float = 0.5) -> Tensor:
 
 def denoise(x: Tensor, *, weight: float = 0.05) -> Tensor:
     """The image near LR of least total variation (Chambolle 2004; as a defence Guo et al. 2018), by scikit-image."""
-    return pixels.by_image(x, lambda image: denoise_tv_chambolle(image, weight=weight, channel_axis=-1))
+    return pixels.by_image(x, lambda image: denoise_tv_chambolle(image, weight=weight, channel_axis=-1))  # type: ignore[no-untyped-call]
 
 
 class RandomResizePad(Randomised):

@@ -306,8 +306,8 @@ def plot_corruptions(
             colour, marker = _style(k)
             estimates, at = list(profile.kinds.values()), range(len(profile.kinds))
             ax.plot(at, [e.value for e in estimates], color=colour, marker=marker, markersize=4, linewidth=1)
-            ends = [[e.low for e in estimates], [e.high for e in estimates]]
-            ax.fill_between(at, *ends, color=colour, alpha=0.06, linewidth=0)
+            low, high = [e.low for e in estimates], [e.high for e in estimates]
+            ax.fill_between(at, low, high, color=colour, alpha=0.06, linewidth=0)
         if shown:
             ax.set_xticks(range(len(shown[0].kinds)), list(shown[0].kinds), rotation=90, fontsize=8)
         ax.set_yscale("log")

@@ -63,7 +63,8 @@ def test_draws_depend_on_image_and_purpose_alone(name: str, network: nn.Module) 
 
 
 def transformed(name: str, x: Tensor, **settings: float) -> np.ndarray:
-    return made(name, Identity(), **settings)(x)[0].permute(1, 2, 0).numpy()
+    picture: np.ndarray = made(name, Identity(), **settings)(x)[0].permute(1, 2, 0).numpy()
+    return picture
 
 
 def test_transforms_equal_their_references() -> None:
@@ -102,7 +103,7 @@ def test_random_size_and_place_come_back_to_where_they_were() -> None:
     """Of a network that only interpolates, the answer is nearly that without the defence: nothing is shifted."""
     coarse, _ = images(1, 6)
     x = nn.functional.interpolate(coarse, size=24, mode="bicubic", antialias=True).clamp(0, 1)
-    network = Bicubic()
+    network = Bicubic(4)
     plain = network(x)
     model = made("random-resize-pad", network)
     answers = [model(x, ["a"], f"{k}") for k in range(6)]
@@ -158,7 +159,7 @@ def test_settings_are_checked_and_spelled_out() -> None:
     found = deployment(card, "clean")
     assert found is not None
     assert found.settings == (("quality", 75),)
-    assert isinstance(deploy(load_card("jpeg+bicubic"), "clean", Bicubic()), Transformed)
+    assert isinstance(deploy(load_card("jpeg+bicubic"), "clean", Bicubic(4)), Transformed)
     smoothed = deployment(load_card("mrs+bicubic"), "clean")
     assert smoothed == ("mrs", (("n", 21), ("sigma", 0.06)))
     with pytest.raises(UnknownIdError, match="did you mean 'jpeg'"):
@@ -168,6 +169,6 @@ def test_settings_are_checked_and_spelled_out() -> None:
     with pytest.raises(InputError, match="deployed with a defence already"):
         load_card("jpeg+mrs-impressionism-ntire")
     for settings, words in (({"qualty": 3}, "did you mean 'quality'"), ({"quality": "low"}, "quality must be int")):
-        wrong = card.model_copy(update={"defence": CardDefence(name="jpeg", settings=settings)})  # type: ignore[arg-type]
+        wrong = card.model_copy(update={"defence": CardDefence(name="jpeg", settings=settings)})
         with pytest.raises(InputError, match=words):
             deployment(wrong, "clean")

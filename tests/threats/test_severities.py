@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchsr.data.images import bicubic_downscale
+from benchsr.base.shrinking import bicubic_downscale
 from benchsr.threats.corruptions import defocus, motion_blur, other_kernel
 from benchsr.threats.severities import KINDS, SEVERITIES
 from benchsr.threats.table import THREATS, load_threat
@@ -18,7 +18,8 @@ from benchsr.threats.table import THREATS, load_threat
 
 def photo() -> tuple[Tensor, Tensor]:
     """LR (1, 3, 32, 32) and HR of a photograph."""
-    hr = torch.from_numpy(skimage.data.astronaut()[64:192, 160:288] / 255).permute(2, 0, 1)[None].float()
+    pixels = skimage.data.astronaut()[64:192, 160:288] / 255  # type: ignore[no-untyped-call]
+    hr = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
     return bicubic_downscale(hr).clamp(0, 1), hr
 
 
@@ -57,7 +58,7 @@ def test_kinds_equal_their_references() -> None:
     np.testing.assert_allclose(hsv[..., 2], (before[..., 2] + 0.1).clip(0, 1), atol=1e-5)
     mean = picture.mean((0, 1))
     np.testing.assert_allclose(numpy(corrupted("contrast-3", lr, hr)), (picture - mean) * 0.4 + mean, atol=1e-6)
-    disk = np.float32([[0, 1, 0], [1, 1, 1], [0, 1, 0]]) / 5
+    disk = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=np.float32) / 5
     softened = cv2.GaussianBlur(np.pad(disk, 2), (3, 3), 0.2)
     expected = cv2.filter2D(picture, -1, softened, borderType=cv2.BORDER_REFLECT_101)
     np.testing.assert_allclose(numpy(defocus(lr, [], radius=1.0, soft=0.2)), expected, atol=1e-5)
