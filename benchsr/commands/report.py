@@ -12,9 +12,12 @@ from benchsr.leaderboard import LeaderboardInfo, write_leaderboard
 from benchsr.models.zoo import zoo
 
 
-def rewrite(protocol: str | Path, dataset: str | None = None, out: str | Path = "leaderboards") -> Path:
+def rewrite(
+    protocol: str | Path, dataset: str | None = None, out: str | Path = "leaderboards", missing: bool = False
+) -> Path:
     """Write the tables, plots and report of <out>/<protocol>/results.csv again, and return their folder.
 
+    `missing`: tables show their rows and columns without figures too.
     Settings and fingerprint are those that the results were made with. Raises InputError where there are no results, or
     where `protocol` is a file with other settings, or `dataset` another one.
     """
@@ -34,7 +37,9 @@ def rewrite(protocol: str | Path, dataset: str | None = None, out: str | Path = 
             f"with {folder / 'protocol.json'}; run the benchmark again"
         )
     data = load_dataset(made.dataset, crop=made.crop).first(made.images)
-    write_leaderboard(folder, records, protocol=about_leaderboard(made, data, fingerprint), cards=zoo())
+    write_leaderboard(
+        folder, records, protocol=about_leaderboard(made, data, fingerprint), cards=zoo(), missing=missing
+    )
     return folder
 
 
