@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchsr.base.files import write_atomic
-from benchsr.cli.options import Device, Models, ProtocolName, err, out
+from benchsr.cli.options import MISSING, Device, Models, ProtocolName, err, out
 
 
 def compare(
@@ -50,12 +50,13 @@ def export(
         "leaderboards"
     ),
     out_file: Annotated[Path | None, typer.Option("--out", help="File to write. Default: the terminal.")] = None,
+    missing: Annotated[bool, typer.Option("--missing", help=MISSING)] = False,
 ) -> None:
     """Write a table for a paper or a notebook, or a model's figures and what they mean for its page."""
     from benchsr.commands.compare import board_folder
     from benchsr.commands.export import export as exported
 
-    content = exported(name, form, board_folder(protocol, leaderboards))
+    content = exported(name, form, board_folder(protocol, leaderboards), missing)
     if out_file is not None:
         write_atomic(out_file, content)
         out.print(f"Written: {out_file}")

@@ -23,6 +23,7 @@ from benchsr.cli.caches import caches
 from benchsr.cli.entries import fetch, list_entries, show
 from benchsr.cli.images import attack, certify, figures, upscale
 from benchsr.cli.options import (
+    MISSING,
     CacheFolder,
     DatasetName,
     Device,
@@ -120,9 +121,8 @@ def _tell(outcome: Outcome) -> None:
 
     for part in summary(outcome.planned, outcome.cards, out.width):
         out.print(part)
-    unavailable = {r.model: r.reason for r in outcome.planned if r.status is Status.UNAVAILABLE and r.image}
-    if unavailable:
-        out.print(f"{len(unavailable)} models have no weights here; reasons: {outcome.folder / 'report.md'}")
+    if any(record.status is Status.UNAVAILABLE for record in outcome.planned):
+        out.print(f"What is missing, and why: {outcome.folder / 'report.md'}")
     out.print(f"Leaderboard: {outcome.folder}")
     if outcome.failures:
         err.print(
@@ -137,6 +137,7 @@ def report(
     check: Annotated[
         Path | None, typer.Option(help="Folder of older leaderboards: fail if a figure moved without a reason.")
     ] = None,
+    missing: Annotated[bool, typer.Option("--missing", help=MISSING)] = False,
 ) -> None:
     """Write tables, plots and report again from results.csv; with --check compare it with an older one first.
 
@@ -145,7 +146,7 @@ def report(
     from benchsr.commands.report import rewrite
     from benchsr.results.drift import check as drifted
 
-    folder = rewrite(protocol, dataset, out_dir)
+    folder = rewrite(protocol, dataset, out_dir, missing)
     out.print(f"Leaderboard: {folder}")
     if check is not None:
         moved, compared, new = drifted(folder / "results.csv", check / folder.name / "results.csv")
@@ -262,7 +263,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], *tuple[str, ...]]] = {
     "report": (
         report,
         "benchsr report",
-        "benchsr report --protocol paper --out my-boards",
+        "benchsr report --protocol paper --out my-boards --missing",
         "benchsr run --out fresh && benchsr report --out fresh --check leaderboards",
     ),
     "compare": (

@@ -35,6 +35,7 @@ CacheFolder = Annotated[
     str | None, typer.Option(help="Folder, or fsspec address, of attacked images. Default: in the user's cache.")
 ]
 OutDir = Annotated[Path, typer.Option("--out", help="Folder of leaderboards, which holds <protocol>/results.csv.")]
+MISSING = "Show rows and columns without figures too, not only in one line."
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A setting of the threat, as name=value. Repeat for more.")
 ]

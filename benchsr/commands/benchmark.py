@@ -73,7 +73,7 @@ class Report:
         return self._shown("html")
 
     def _shown(self, form: str) -> str:
-        return FORMATS[form](table_exhibit(self.board, self._table)).decode()
+        return FORMATS[form](table_exhibit(self.board, self._table, self._table)).decode()
 
     def compare(self, other: str) -> Comparison:
         """The model (A) against `other` (B), named as in `benchsr.run`, by paired tests on the same images.

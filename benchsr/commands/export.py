@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
@@ -20,14 +20,15 @@ from benchsr.leaderboard.tables import FAMILIES, metric_groups
 from benchsr.models.zoo import zoo
 
 
-def export(name: str, form: str, board: Path) -> bytes:
+def export(name: str, form: str, board: Path, missing: bool = False) -> bytes:
     """A table of the board in the folder `board`, or a model's page (Markdown), in a format of FORMATS.
 
+    `missing`: rows and columns without figures too; in csv and parquet they always are.
     Raises UnknownIdError for other names and formats, InputError for a board without results or a page in another
     format than Markdown.
     """
     write = FORMATS[form]
-    read = read_leaderboard(board, zoo())
+    read = replace(read_leaderboard(board, zoo()), missing=missing)
     if name in read.cards:
         if form != "markdown":
             raise InputError(f"{name} is a model, and its page is Markdown; leave out --format {form}")

@@ -12,9 +12,12 @@ from benchsr.leaderboard import LeaderboardInfo, write_leaderboard
 from benchsr.models.zoo import defended_cards, zoo
 
 
-def rewrite(protocol: str | Path, dataset: str | None = None, out: str | Path = "leaderboards") -> Path:
+def rewrite(
+    protocol: str | Path, dataset: str | None = None, out: str | Path = "leaderboards", missing: bool = False
+) -> Path:
     """Write the tables, plots and report of <out>/<protocol>/results.csv again, and return their folder.
 
+    `missing`: tables show their rows and columns without figures too.
     Settings and fingerprint are those that the results were made with. Raises InputError where there are no results, or
     where `protocol` is a file with other settings, or `dataset` another one.
     """
@@ -39,6 +42,7 @@ def rewrite(protocol: str | Path, dataset: str | None = None, out: str | Path = 
         records,
         protocol=about_leaderboard(made, data, fingerprint),
         cards={**zoo(), **defended_cards(r.model for r in records)},
+        missing=missing,
     )
     return folder
 

@@ -47,7 +47,8 @@ def exhibit(board: Leaderboard, folder: Path, name: str) -> Exhibit:
     Raises UnknownIdError for a table that the board does not have, InputError for costs that were not measured.
     """
     if name != COSTS:
-        return table_exhibit(board, Registry("table of this board", board.tables)[name])
+        whole = Registry("table of this board", board.tables)[name]
+        return table_exhibit(board, whole, board.shown[name])
     return _costs(read_costs(folder))
 
 
@@ -64,8 +65,8 @@ def read_costs(folder: Path) -> pd.DataFrame:
     return data
 
 
-def table_exhibit(board: Leaderboard, table: Table) -> Exhibit:
-    """A table of figures from the board, with a caption that says what they are."""
+def table_exhibit(board: Leaderboard, whole: Table, table: Table) -> Exhibit:
+    """An exhibit that shows `table`, and has the data of the `whole` one, with a caption that says what they are."""
     columns = [(column, metric) for column in table.layout.columns for metric in table.metrics]
     cells, best = [], set()
     for i, row in enumerate(table.rows):
@@ -85,9 +86,12 @@ def table_exhibit(board: Leaderboard, table: Table) -> Exhibit:
         f"Bold: the best and, where so many images can separate any, what no paired test separates "
         "from it; *: images missing, not ranked; –: not evaluated."
     )
+    shown = {row.card.id for row in table.rows}
+    if unshown := [row.card.id for row in whole.rows if row.card.id not in shown]:
+        caption += f" Without figures: {', '.join(unshown)}."
     titles = {AVERAGE: "Average"} | {t: THREATS[t].title for t in table.layout.threats}
     heads = [(titles[column], METRICS[metric].title) for column, metric in columns]
-    return Exhibit(caption, heads, [row.card.title for row in table.rows], cells, frame(table), frozenset(best))
+    return Exhibit(caption, heads, [row.card.title for row in table.rows], cells, frame(whole), frozenset(best))
 
 
 COST_COLUMNS: Mapping[str, tuple[str, Callable[[float], str]]] = {

@@ -119,7 +119,7 @@ def plot_table(table: Table, protocol: LeaderboardInfo) -> Figure:
     caption = _caption(table.title, protocol, "mean over images, 95% bootstrap interval")
     if not shown:
         return _empty(caption, f"No row of this table has figures yet: the reasons stand in {table.name}.md")
-    columns = table.layout.columns
+    columns = table.filled.layout.columns
     names = {AVERAGE: "Average"} | {threat: THREATS[threat].title for threat in columns if threat != AVERAGE}
     figure, axes, rows = _panels(
         caption, [r.card.title for r in shown], missing, 0.16 + 0.085 * len(columns), table.metrics

@@ -48,6 +48,7 @@ from benchsr.leaderboard.tables import (
     CardInfo,
     LeaderboardInfo,
     Table,
+    blanks,
     cards_at,
     expected_images,
     family_cards,
@@ -81,6 +82,8 @@ class Leaderboard:
     protocol: LeaderboardInfo
     cards: Mapping[str, CardInfo]
     records: Sequence[Record]
+    missing: bool = False
+    """Whether tables show the rows and columns that have no figures."""
 
     @cached_property
     def grid(self) -> Grid:
@@ -91,6 +94,11 @@ class Leaderboard:
     def tables(self) -> dict[str, Table]:
         """Tables by name; those of the compact family end in "-compact"."""
         return make_tables(self.grid, self.protocol.threats, self.cards, self.flags, self.protocol.metrics)
+
+    @property
+    def shown(self) -> dict[str, Table]:
+        """The tables as they are shown."""
+        return {name: table if self.missing else table.filled for name, table in self.tables.items()}
 
     @cached_property
     def families(self) -> dict[str, list[CardInfo]]:
@@ -116,8 +124,12 @@ class Leaderboard:
     @property
     def reproduced(self) -> list[CardInfo]:
         """Cards with figures whose networks were trained anew for a row of the paper."""
-        scored = {model for (model, _), cell in self.grid.items() if cell.n}
-        return [c for cards in self.families.values() for c in cards if c.retrains and c.id in scored]
+        return [c for cards in self.families.values() for c in cards if c.retrains and c.id in self.scored]
+
+    @cached_property
+    def scored(self) -> set[str]:
+        """Models with any figure."""
+        return {model for (model, _), cell in self.grid.items() if cell.n}
 
     @cached_property
     def judgements(self) -> dict[str, list[Judgement]]:
@@ -221,13 +233,19 @@ class Leaderboard:
 
 
 def write_leaderboard(
-    folder: Path, records: Sequence[Record], *, protocol: LeaderboardInfo, cards: Mapping[str, CardInfo]
+    folder: Path,
+    records: Sequence[Record],
+    *,
+    protocol: LeaderboardInfo,
+    cards: Mapping[str, CardInfo],
+    missing: bool = False,
 ) -> None:
     """Write everything that is derived from `records` into `folder`, each file atomically.
 
     table1, table2, table3, standins (.csv, .md, .png), the same for the compact family with "-compact", plots of whole
     families, paper-comparison.csv, claims.csv, report.md and leaderboard.json (`protocol`). Files of tables that have
-    no rows any more are removed. Raises InputError for a folder that cannot be written.
+    no rows any more are removed. Rows and columns without figures stand in the .csv alone, unless `missing`. Raises
+    InputError for a folder that cannot be written.
     """
     board = Leaderboard(
         protocol, cards_at(protocol.scale, cards), sorted(records, key=lambda r: (r.model, r.threat, r.image))
@@ -235,7 +253,7 @@ def write_leaderboard(
     files: dict[str, str | bytes] = {}
     for name, table in board.tables.items():
         files[f"{name}.csv"] = _csv(frame(table))
-        files[f"{name}.md"] = table_page(table, protocol)
+        files[f"{name}.md"] = table_page(table, protocol, missing)
     figures = {f"{name}.png": content for name, content in all_plots(board.tables, board.grid, protocol, cards)}
     files |= figures
     files["paper-comparison.csv"] = _csv(board.beside_paper)
@@ -267,9 +285,10 @@ def read_leaderboard(folder: Path, cards: Mapping[str, CardInfo]) -> Leaderboard
     return Leaderboard(protocol, cards_at(protocol.scale, known), records)
 
 
-def table_page(table: Table, protocol: LeaderboardInfo) -> str:
+def table_page(table: Table, protocol: LeaderboardInfo, missing: bool = False) -> str:
     """A table as a Markdown file: title, table, how to read it, and why cells are missing."""
-    return _render("table.md.j2", table=table, protocol=protocol)
+    shown = table if missing else table.filled
+    return _render("table.md.j2", table=table, shown=shown, protocol=protocol)
 
 
 def report(board: Leaderboard, plots: Sequence[str]) -> str:
@@ -283,7 +302,7 @@ def summary(records: Sequence[Record], cards: Mapping[str, CardInfo], width: int
     """
     scored = [r for r in records if r.status is Status.OK]
     expected = {t: len({r.image for r in records if r.threat == t}) for t in {r.threat for r in scored}}
-    grid = make_grid(records, expected)
+    grid, named = make_grid(records, expected), {r.threat for r in records}
     for family, (_, name) in FAMILIES.items():
         members = [card for card in family_cards(family, grid, cards) if any(model == card.id for model, _ in grid)]
         shown = [card for card in members if any(grid[key].n for key in grid if key[0] == card.id)]
@@ -295,9 +314,9 @@ def summary(records: Sequence[Record], cards: Mapping[str, CardInfo], width: int
             for part in _fitting(threats, max(map(len, rows), default=0), width):
                 yield _brief_table(part, rows, grid)
                 yield Text()
-        if shown and len(shown) < len(members):
-            absent = ", ".join(card.id for card in members if card not in shown)
-            yield Text(f"no figures (see report.md): {absent}\n")
+        asked = [t for group in SUMMARIES for layout in group for t in LAYOUTS[layout].threats if t in named]
+        for line in blanks([(card, {t: grid.get((card.id, t), NOT_RUN) for t in asked}) for card in members]):
+            yield Text(f"{line}\n")
 
 
 def _fitting(threats: Sequence[str], label: int, width: int) -> Iterator[list[str]]:
@@ -335,7 +354,8 @@ def _csv(data: pd.DataFrame) -> str:
 
 def _render(template: str, **values: object) -> str:
     environment = templates("benchsr.leaderboard")
-    environment.filters |= {"markdown": markdown, "notes": notes, "show": show, "label": lambda m: METRICS[m].label}
+    environment.filters |= {"markdown": markdown, "notes": notes, "blanks": blanks}
+    environment.filters |= {"show": show, "label": lambda m: METRICS[m].label}
     environment.globals |= {
         "families": FAMILIES,
         "more": MORE,

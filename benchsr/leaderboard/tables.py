@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 import pandas as pd
@@ -17,6 +21,7 @@ from benchsr.leaderboard.compare import tied_with_best
 from benchsr.leaderboard.scores import NOT_RUN, SCORED, Cell, Estimate, Grid, average, make_grid, sign
 from benchsr.metrics.quality import METRICS
 from benchsr.models.cards import PAPER_ROWS, CardDefence
+from benchsr.models.zoo import NO_WEIGHTS
 from benchsr.results.records import Record
 from benchsr.threats.table import ADAPTIVE, SWEEP, THREATS
 
@@ -167,6 +172,20 @@ class Table:
         if self.family != "paper" or self.in_paper(card):
             return ""
         return REPRODUCED if card.retrains else "not in the paper"
+
+    @property
+    def filled(self) -> Table:
+        """The table of those rows and columns that have a figure."""
+        columns = [c for c in self.layout.columns if any(row.cells[c].n for row in self.rows)]
+        threats = tuple(t for t in self.layout.threats if t in columns)
+        rows = [replace(row, cells={c: row.cells[c] for c in columns}) for row in self.rows if row.evaluated]
+        layout = replace(self.layout, threats=threats, average=AVERAGE in columns)
+        return replace(self, layout=layout, rows=rows)
+
+    @property
+    def by_threat(self) -> list[tuple[CardInfo, dict[str, Cell]]]:
+        """Each row's card with its cells, averages left out."""
+        return [(row.card, {threat: row.cells[threat] for threat in self.layout.threats}) for row in self.rows]
 
     @property
     def reproduced(self) -> list[CardInfo]:
@@ -365,6 +384,45 @@ def _shown(cell: Cell, metric: str, mark: str) -> str:
         return cell.status
     before, after = _MARKS[mark]
     return before + show(cell.estimate(metric), metric) + after + ("" if cell.ok else f" (n = {cell.n}, not ranked)")
+
+
+def blanks(rows: Sequence[tuple[CardInfo, Mapping[str, Cell]]]) -> list[str]:
+    """What `rows`, cards with their cells by threat, lack altogether and so need not show, a line for each kind.
+
+    Kinds: models without weights, other models without any figure, threats without any; ids with reasons in few words.
+    """
+    scored = {threat for _, cells in rows for threat, cell in cells.items() if cell.n}
+    threats = {threat for _, cells in rows for threat in cells}
+    weightless, silent, columns = (dict[str, list[str]]() for _ in range(3))
+    others = []
+    for card, cells in rows:
+        why = Counter(cell.reason for cell in cells.values())
+        if any(cell.n for cell in cells.values()):
+            others.append(cells)
+        elif why and (reason := why.most_common(1)[0][0]).startswith(NO_WEIGHTS):
+            weightless.setdefault(_few_words(reason, card), []).append(card.id)
+        else:
+            others.append(cells)
+            if asked := Counter(cells[threat].reason for threat in cells if threat in scored):
+                silent.setdefault(_few_words(asked.most_common(1)[0][0], card), []).append(card.id)
+    for threat in dict.fromkeys(threat for _, cells in rows for threat in cells if threat in threats - scored):
+        if reasons := Counter(cells[threat].reason for cells in others):
+            columns.setdefault(_few_words(reasons.most_common(1)[0][0]), []).append(threat)
+    found = {"No weights here": weightless, "Models without figures": silent, "Threats without figures": columns}
+    return [
+        f"{kind}: " + "; ".join(f"{', '.join(ids)}: {reason}" for reason, ids in groups.items()) + "."
+        for kind, groups in found.items()
+        if groups
+    ]
+
+
+def _few_words(reason: str, card: CardInfo | None = None) -> str:
+    """The gist of a reason: the same for models that differ in nothing but their ids; sites by their hosts."""
+    text = re.sub(r"https?://[^\s:]+", lambda m: urlsplit(m[0]).netloc, reason.removeprefix(f"{NO_WEIGHTS}: "))
+    text = re.split(r"; | \(| and put |, or put ", text)[0]
+    for name in (card.base, card.id) if card else ():
+        text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "MODEL", text) if name else text
+    return textwrap.shorten(text, 120, placeholder=" …")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ from benchsr.base.registry import Registry
 from benchsr.base.schema import read_card
 from benchsr.models.cards import PAPER_ROWS, UNSTATED, AdapterSource, Card, CardDefence, FileSource, Live
 
+NO_WEIGHTS = "weights cannot be had"
+"""Begins the reason of everything that a model without weights here has no figures for."""
+
 
 def zoo_dir() -> Path:
     """The folder of the packaged cards: inside an installed package, or beside it in a checkout."""
@@ -202,7 +205,7 @@ def find_weights(weights: tuple[Any, ...], folder: Path) -> Found:
             continue
         hashes += [require_sha256(file, "", file.name) for file in files]
         return Found(source.format, tuple(files), " ".join([source.format, *hashes]), base)
-    raise UnavailableError("weights cannot be had: " + "; ".join(reasons))
+    raise UnavailableError(f"{NO_WEIGHTS}: " + "; ".join(reasons))
 
 
 def network_key(card: Card) -> str:

@@ -27,7 +27,7 @@ from benchsr.leaderboard.flags import FLAGS, flags
 from benchsr.leaderboard.paper import judge_printed
 from benchsr.leaderboard.plots import all_plots
 from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, SCORED, Cell, sign
-from benchsr.leaderboard.tables import AVERAGE, FAMILIES, LAYOUTS, MORE, CardInfo, Table, notes
+from benchsr.leaderboard.tables import AVERAGE, FAMILIES, LAYOUTS, MORE, CardInfo, Table, blanks, notes
 from benchsr.metrics.quality import METRICS, Metric
 from benchsr.models.zoo import zoo
 from benchsr.threats.table import THREATS
@@ -107,6 +107,21 @@ class Sheet:
             _column_id(table, column): ("Average" if column == AVERAGE else THREATS[column].title, _layout(table))
             for table, column in self.places()
         }
+
+    @property
+    def empty(self) -> set[str]:
+        """Columns without any figure."""
+        return set(self.columns) - {view.column for row in self.rows for view in row.views if view.n}
+
+    @property
+    def blanks(self) -> list[str]:
+        """What it lacks altogether, in words."""
+        asked = set(self.board.protocol.threats)
+        cells: list[dict[str, Cell]] = [{} for _ in self.rows]
+        for table in self.tables:
+            for found, (_, more) in zip(cells, table.by_threat, strict=True):
+                found |= {threat: cell for threat, cell in more.items() if threat in asked}
+        return blanks([(row.card, found) for row, found in zip(self.rows, cells, strict=True)])
 
     @cached_property
     def rows(self) -> list[Row]:

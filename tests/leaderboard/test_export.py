@@ -98,7 +98,11 @@ def test_missing_images_and_rows_stay_and_say_so() -> None:
     shown = exhibit(Leaderboard(info(made), zoo(), made), Path(), "table1")
     by_label = dict(zip(shown.labels, shown.cells, strict=True))
     assert by_label["Bicubic interpolation"][0] == "27.56*"
-    assert set(by_label["ESRGAN"]) == {"–"}
+    assert "ESRGAN" not in by_label
+    assert re.search(r"Without figures: .*\besrgan\b", shown.caption)
+    assert "esrgan" in set(shown.data["model"])
+    whole = exhibit(Leaderboard(info(made), zoo(), made, missing=True), Path(), "table1")
+    assert set(dict(zip(whole.labels, whole.cells, strict=True))["ESRGAN"]) == {"–"}
 
 
 def test_parquet(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -579,13 +579,48 @@ def printed(records: Sequence[Record], known: Mapping[str, CardInfo], width: int
     return console.export_text().splitlines()
 
 
+WEIGHTLESS = "weights cannot be had: no weights were published and put the file at ~/.cache/x"
+
+
+def test_rows_and_columns_without_figures_are_one_line_and_a_switch_shows_them() -> None:
+    known = cards("bicubic", "esrgan", "certsr", "ad-l-cw", "ad-l-pgd")
+    train = "weights cannot be had: train with `benchsr train {}`; or put it at ~/.cache/{}.pth"
+    site = "weights cannot be had: https://a.org/x/esrgan.pth: cannot be fetched (ConnectionError: no)"
+    no_data = {"status": Status.UNAVAILABLE, "reason": "no data", "psnr": None, "ssim": None, "lpips": None}
+    records = row("bicubic", "clean", (20, 21, 22))
+    records += [r for m in ("certsr", "ad-l-cw") for r in unavailable(m, train.format(m, m))]
+    records += unavailable("esrgan", site)
+    records += [changed(r, **no_data) for r in row("bicubic", "blur", [1] * 3)]
+    table = Leaderboard(INFO, known, records).tables["table1"]
+    brief, whole = table_page(table, INFO), table_page(table, INFO, missing=True)
+    lines = [line for line in brief.splitlines() if line.startswith("|")]
+    assert len(lines) == 3
+    assert "Clean" in lines[0]
+    assert "Sensor noise" not in lines[0]
+    why = "No weights here: esrgan: a.org: cannot be fetched; ad-l-cw, certsr: train with `benchsr train MODEL`."
+    assert escape(why) in brief
+    assert "Models without figures: ad-l-pgd: was not part of any run so far." in brief
+    assert "Threats without figures: noise: was not part of any run so far; blur: no data." in brief
+    assert "train with" not in "".join(lines)
+    assert "No weights here" not in whole
+    assert sum(line.startswith("|") for line in whole.splitlines()) == 2 + len(known)
+    assert "Sensor noise" in whole
+    # The data keeps every row; a board without any figure makes no empty grid.
+    assert set(tables(records, INFO, known)["table1"]["model"]) == set(known)
+    assert "No model has figures here." in table_page(Leaderboard(INFO, known, records).tables["table2"], INFO)
+    text = report(Leaderboard(INFO, known, records), [])
+    assert text.count("No weights here") == 1
+    assert "| ESRGAN |" not in text
+    assert "| ESRGAN |" in report(Leaderboard(INFO, known, records, missing=True), [])
+
+
 def test_terminal_tables() -> None:
     records = row("bicubic", "clean", (20, 21, 22)) + row("compact-esrgan", "clean", (30, 31, 32))[:2]
     known = cards("bicubic", "compact-esrgan", "esrgan")
-    text = " ".join(" ".join(printed([*records, *unavailable("esrgan", "no")], known)).split())
+    text = " ".join(" ".join(printed([*records, *unavailable("esrgan", WEIGHTLESS)], known)).split())
     assert "21.00" in text
     assert "30.50*" in text
-    assert "no figures (see report.md): esrgan" in text
+    assert "No weights here: esrgan: no weights were published." in text
     assert text.count("PSNR in dB") == 2
 
 
@@ -600,7 +635,7 @@ def test_terminal_tables_keep_ids_whole(width: int) -> None:
     records += [r for m in absent for r in unavailable(m, "no")]
     lines = printed(records, known, width)
     assert max(map(len, lines)) <= width
-    words = [word.rstrip(",") for line in lines for word in line.split()]
+    words = [word.rstrip(",:") for line in lines for word in line.split()]
     assert {*known, *threats} <= set(words)
     headers = [line.split()[1:] for line in lines if line.startswith("model")]
     assert {t for header in headers for t in header} == set(threats)

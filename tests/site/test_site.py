@@ -226,7 +226,11 @@ def test_incomplete_and_flagged_cells_say_so(site: Path) -> None:
     cells = Cells(site / "index.html").found
     assert "n = 3" in cells["quick/paper", "ad-l-cw", "pgd", "psnr"][1]
     assert "still-rising" in cells["quick/paper", "certsr", "cw", "lpips"][1]
-    assert "no figures: " in (site / "index.html").read_text()
+    text = (site / "index.html").read_text()
+    assert "no figures: " in text
+    assert "Models without figures: esrgan-fs-aim: no weights" in text
+    assert re.search(r'data-c="ntire"[^>]* class="absent"', text)
+    assert not re.search(r'data-c="pgd"[^>]* class="absent"', text)
 
 
 def test_html_in_cards_and_reasons_is_escaped(site: Path) -> None:
@@ -315,7 +319,7 @@ def test_in_a_browser_everything_works_from_a_file_without_network(site: Path, b
     count = "return document.querySelectorAll('.sheet:not([hidden]) tbody tr:first-child td:not([hidden])').length"
     assert browser.execute_script(count) == 4 * 3  # Table 2, all metrics
     rows = shown(browser)
-    assert len(rows) == 7
+    assert len(rows) == 6
 
     # Sorting, by keyboard: the best first, then the worst first; rows without a figure stay last.
     button = browser.find_elements(By.CSS_SELECTOR, ".sheet:not([hidden]) thead th:not([hidden])[data-m=lpips] button")[
@@ -335,6 +339,8 @@ def test_in_a_browser_everything_works_from_a_file_without_network(site: Path, b
     assert [row for row in shown(browser) if "certsr" not in row] == []
     assert len(shown(browser)) == 1
     choose(browser, "find", "")
+    choose(browser, "missing", "on")
+    assert len(shown(browser)) == 7
     choose(browser, "missing", "off")
     assert len(shown(browser)) == 6
     choose(browser, "metric", "lpips")

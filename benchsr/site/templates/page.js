@@ -35,7 +35,7 @@ if (controls) {
     for (const part of all("main [data-protocol]")) {
       part.hidden = part.dataset.protocol !== protocol || (part.dataset.family !== undefined && part.dataset.family !== sheet.dataset.family);
     }
-    const columns = new Set(heads.filter((th) => ["", th.dataset.c, "@" + th.dataset.layout].includes(threats)).map((th) => th.dataset.c));
+    const columns = new Set(heads.filter((th) => ["", th.dataset.c, "@" + th.dataset.layout].includes(threats) && (controls.elements.missing.checked || !th.classList.contains("absent"))).map((th) => th.dataset.c));
     const first = metric || [...metrics][0];
     for (const cell of all("[data-c]", sheet)) {
       cell.hidden = !columns.has(cell.dataset.c) || Boolean(metric && cell.dataset.m && cell.dataset.m !== metric);
