@@ -6,21 +6,24 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from benchsr.base.drawing import drawn
 from benchsr.base.errors import InputError
 from benchsr.base.files import write_changed
 from benchsr.base.text import markdown_table, templates
+from benchsr.leaderboard.certified import Certificates, plot_sandwich, table4
 from benchsr.leaderboard.contrasts import Contrast, Help, contrasts, helps
 from benchsr.leaderboard.flags import FLAGS, flags
 from benchsr.leaderboard.paper import (
@@ -54,6 +57,7 @@ from benchsr.leaderboard.tables import (
 )
 from benchsr.metrics.quality import METRICS
 from benchsr.results.records import Record, Status, flat, read_results
+from benchsr.results.singles import read_singles
 from benchsr.threats.table import THREATS
 
 log = logging.getLogger(__name__)
@@ -179,6 +183,23 @@ class Leaderboard:
         """What smoothing adds to the networks that were also run without it."""
         return helps(self.contrasts, self.cards)
 
+    @cached_property
+    def certificates(self) -> Certificates:
+        """What is proven of smoothed models, beside what attacks have reached."""
+        return Certificates(self.records)
+
+    def sandwich(self, family: str) -> Figure | None:
+        """The plot of a family's certificates; None where it has none."""
+        proven = self.certificates.by_model
+        models = [(c.title, proven[c.id]) for c in self.families.get(family, []) if c.id in proven]
+        return plot_sandwich(models, f"Certified and attacked – {FAMILIES[family][1]}\n{self.protocol.title}")
+
+    @property
+    def table4(self) -> str:
+        """Certified beside attacked figures, in Markdown; empty where nothing is certified."""
+        titles = {card.id: card.title for card in self.cards.values()}
+        return table4(self.certificates, titles) if self.certificates.by_model else ""
+
     @property
     def without_card(self) -> list[str]:
         """Models of results.csv that no card describes: they belong to no family, and so stand in no table."""
@@ -212,17 +233,26 @@ def write_leaderboard(
         files[f"{name}.csv"] = _csv(frame(table))
         files[f"{name}.md"] = table_page(table, protocol)
     figures = {f"{name}.png": content for name, content in all_plots(board.tables, board.grid, protocol, cards)}
+    figures |= dict(_sandwiches(board))
     files |= figures
+    if board.certificates.by_model:
+        files["certificates.csv"] = _csv(board.certificates.frame)
     files["paper-comparison.csv"] = _csv(board.beside_paper)
     files["claims.csv"] = _csv(claims_frame(board.judgements))
     files["report.md"] = report(board, sorted(figures))
     files["leaderboard.json"] = json.dumps(asdict(protocol), indent=2) + "\n"
     ends = [f"{end}{suffix}" for end in ("", MORE) for suffix, _ in FAMILIES.values()]
-    stems = [f"{stem}{end}" for stem in (*LAYOUTS, *PLOTS) for end in ends]
+    stems = [f"{stem}{end}" for stem in (*LAYOUTS, *PLOTS, "sandwich", "certificates") for end in ends]
     for stale in {f"{stem}.{kind}" for stem in stems for kind in ("csv", "md", "png")} - set(files):
         (folder / stale).unlink(missing_ok=True)
     for name, content in files.items():
         write_changed(folder / name, content)
+
+
+def _sandwiches(board: Leaderboard) -> Iterator[tuple[str, bytes]]:
+    for family, (suffix, _) in FAMILIES.items():
+        if figure := board.sandwich(family):
+            yield f"sandwich{suffix}.png", drawn(figure)
 
 
 def read_leaderboard(folder: Path, cards: Mapping[str, CardInfo]) -> Leaderboard:
@@ -238,7 +268,8 @@ def read_leaderboard(folder: Path, cards: Mapping[str, CardInfo]) -> Leaderboard
     records, problems = read_results(folder / "results.csv")
     for problem in problems:
         log.warning("%s: %s", folder / "results.csv", problem)
-    return Leaderboard(protocol, cards, records)
+    singles = read_singles(folder / "singles.csv")
+    return Leaderboard(protocol, cards, [replace(r, singles=singles.get(r.key)) for r in records])
 
 
 def table_page(table: Table, protocol: LeaderboardInfo) -> str:
