@@ -125,6 +125,11 @@ class Certified:
     points: tuple[Point, ...]
 
     @property
+    def title(self) -> str:
+        """Metric and statistic."""
+        return f"{METRICS[self.statement.metric].title}: {self.statement.of}"
+
+    @property
     def vacuous_from(self) -> float:
         """The radius from which on some image has no bound."""
         return min(map(self.statement.reach, self.singles))
@@ -282,7 +287,7 @@ def table4(found: Certificates, titles: Mapping[str, str]) -> str:
     rows = [
         [
             escape(titles.get(model, model)),
-            f"{METRICS[c.statement.metric].title}: {c.statement.of}",
+            c.title,
             c.conditions,
             *c.cells,
         ]

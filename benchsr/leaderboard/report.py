@@ -24,8 +24,9 @@ from benchsr.base.errors import InputError
 from benchsr.base.files import write_changed
 from benchsr.base.text import markdown_table, templates
 from benchsr.leaderboard.certified import Certificates, plot_sandwich, table4
-from benchsr.leaderboard.contrasts import Contrast, Help, contrasts, helps
+from benchsr.leaderboard.contrasts import Contrast, Help, contrasts, helps, worst_case
 from benchsr.leaderboard.flags import FLAGS, flags
+from benchsr.leaderboard.optimality import optimality
 from benchsr.leaderboard.paper import (
     PAPER_DATASETS,
     Judgement,
@@ -58,7 +59,7 @@ from benchsr.leaderboard.tables import (
 from benchsr.metrics.quality import METRICS
 from benchsr.results.records import Record, Status, flat, read_results
 from benchsr.results.singles import read_singles
-from benchsr.threats.table import THREATS
+from benchsr.threats.table import GROUPS, THREATS
 
 log = logging.getLogger(__name__)
 
@@ -179,6 +180,20 @@ class Leaderboard:
         return contrasts(self.records, self.cards, len(self.protocol.images))
 
     @cached_property
+    def worst(self) -> dict[str, dict[str, Cell]]:
+        """Worst figures by model: of "autoattack-sr" over the ensemble, of "worst" over all attacks of the board."""
+        images = len(self.protocol.images)
+        attacks = tuple(t for t in self.protocol.threats if THREATS[t].kind == "attack" and not _singles(t))
+        groups = {**GROUPS, "worst": attacks} if attacks else {}
+        found = {name: worst_case(self.records, threats, images) for name, threats in groups.items()}
+        return {name: cells for name, cells in found.items() if cells}
+
+    @cached_property
+    def optimality(self) -> dict[tuple[str, str], dict[str, float]]:
+        """(model, member of the ensemble) -> metric -> mean distance from the worst member, image by image."""
+        return optimality(self.records, GROUPS["autoattack-sr"])
+
+    @cached_property
     def helps(self) -> list[Help]:
         """What smoothing adds to the networks that were also run without it."""
         return helps(self.contrasts, self.cards)
@@ -247,6 +262,11 @@ def write_leaderboard(
         (folder / stale).unlink(missing_ok=True)
     for name, content in files.items():
         write_changed(folder / name, content)
+
+
+def _singles(threat: str) -> bool:
+    """Whether the threat scores another statistic than the deployed model's answer."""
+    return "singles" in THREATS[threat].preset
 
 
 def _sandwiches(board: Leaderboard) -> Iterator[tuple[str, bytes]]:

@@ -204,6 +204,18 @@ ENSEMBLE: dict[str, ThreatSpec] = {
 
 THREATS: Registry[ThreatSpec] = Registry("threat", {**FIXED, **ADAPTIVE, **EUCLIDEAN, **SINGLE, **ENSEMBLE})
 
+GROUPS: Mapping[str, tuple[str, ...]] = {"autoattack-sr": tuple(ENSEMBLE)}
+"""Names that stand for several threats together."""
+
+
+def select_ids(names: str) -> list[str]:
+    """Threat ids for "all" or a comma-separated list, in which a group of `GROUPS` stands for its members.
+
+    Raises UnknownIdError for an unknown one.
+    """
+    parts = [name.strip() for name in names.split(",")]
+    return THREATS.select(",".join(member for name in parts for member in GROUPS.get(name, (name,))))
+
 
 @dataclass(frozen=True)
 class Threat:
