@@ -63,9 +63,8 @@ def read_singles(path: Path) -> dict[str, Singles]:
             continue
         try:
             *scores, squares = (tuple(map(float, cell.split())) for cell in cells[len(_BEFORE) : -1])
-            singles = Singles(
-                float(cells[0]), int(cells[1]), int(cells[2]), dict(zip(metrics, scores, strict=True)), squares
-            )
+            named = {metric: values for metric, values in zip(metrics, scores, strict=True) if values}
+            singles = Singles(float(cells[0]), int(cells[1]), int(cells[2]), named, squares)
         except ValueError:
             continue
         if not any(math.isnan(v) for values in (*scores, squares) for v in values):

@@ -113,7 +113,7 @@ def test_a_model_without_smoothing_has_none_and_says_so(toy: Path) -> None:
 
 
 def test_singles_come_back_as_they_were_written(tmp_path: Path) -> None:
-    singles = Singles(0.06, 21, 300, {"psnr": (20.125, 30.5), "ssim": (0.5, 0.25), "lpips": ()}, (0.25, 0.5, 1.0))
+    singles = Singles(0.06, 21, 300, {"psnr": (20.125, 30.5), "ssim": (0.5, 0.25)}, (0.25, 0.5, 1.0))
     path, names = tmp_path / "singles.csv", ("psnr", "ssim", "lpips")
     for key in ("a" * 64, "b" * 64):
         append_singles(path, key, singles, names)
