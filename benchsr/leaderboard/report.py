@@ -186,7 +186,8 @@ class Leaderboard:
         attacks = tuple(t for t in self.protocol.threats if THREATS[t].kind == "attack" and not _singles(t))
         groups = {**GROUPS, "worst": attacks} if attacks else {}
         found = {name: worst_case(self.records, threats, images) for name, threats in groups.items()}
-        return {name: cells for name, cells in found.items() if cells}
+        whole = {name: {model: c for model, c in cells.items() if c.ok} for name, cells in found.items()}
+        return {name: cells for name, cells in whole.items() if cells}
 
     @cached_property
     def optimality(self) -> dict[tuple[str, str], dict[str, float]]:
