@@ -78,7 +78,10 @@ def certify(
     simultaneous: Annotated[bool, typer.Option("--simultaneous", help="All bounds of the image together.")] = False,
     crop: Annotated[int, typer.Option(help="Side of a centred LR crop: memory and time grow with its area.")] = 32,
     results: Annotated[
-        Path, typer.Option(help="results.csv whose attacks are put beside the radius, where they are of this size.")
+        Path,
+        typer.Option(
+            help="results.csv whose attacks of this size stand beside the radius, and whose certificates of the model."
+        ),
     ] = Path("leaderboards/quick/results.csv"),
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for bounds, widths, curves and text.")] = Path(
         "certificate"
@@ -87,13 +90,14 @@ def certify(
     seed: Seed = None,
 ) -> None:
     """Bound what any small change of one image can do to the median-smoothed model."""
-    from benchsr.commands.certify import Settings, attack_norms, certify_image
+    from benchsr.commands.certify import Settings, attack_norms, board_words, certify_image
 
     settings = Settings(sigma, eps, n, confidence, seed or 0, simultaneous)
     norms = attack_norms(results) if results.exists() else None
     with out.status(f"{n} draws of {model} on {image}"):
         lines = certify_image(image, model, settings, out_dir, crop, norms, device)
-    out.print("\n".join(lines), highlight=False)
+    board = board_words(results, model) if results.exists() else []
+    out.print("\n".join([*lines, *board]), highlight=False)
     out.print(f"Written: {out_dir}")
 
 

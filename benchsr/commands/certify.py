@@ -26,6 +26,7 @@ from benchsr.defences.certificate import (
     width_curves,
 )
 from benchsr.evaluation.ledger import read_ledger, stored_protocol
+from benchsr.leaderboard.certified import Certificates
 from benchsr.models.network import load_network
 from benchsr.models.zoo import load_card
 
@@ -124,6 +125,17 @@ def attack_norms(results: Path) -> Norms:
     except InputError:  # nobody knows
         crop = None
     return Norms(crop, {threat: fmean(norms.values()) for threat, norms in seen.items()})
+
+
+def board_words(results: Path, model: str) -> list[str]:
+    """What the board of a results.csv proves of `model` beside its attacks, a line each; none where it proves nothing.
+
+    Raises InputError for a board that cannot be read.
+    """
+    proven = Certificates(read_ledger(results.parent))
+    lines = [certified.words for certified in proven.by_model.get(model, [])]
+    lines += [f"Data set: {kept.words}." for kept in proven.kept(model)]
+    return [f"Of the board {results.parent.name}: {line}" for line in lines]
 
 
 def certify_image(

@@ -9,7 +9,7 @@ model, and its probability is over image, calibration and noise together.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import floor
+from math import ceil, floor
 
 import torch
 from scipy.stats import norm
@@ -56,6 +56,12 @@ def dataset_rank(n: int, coverage: float, radius: float) -> int:
 def largest_radius(n: int, coverage: float) -> float:
     """The largest radius, in sigma, at which n calibration images can support `coverage`; 0.0 where none."""
     return max(0.0, float(norm.isf(1 / (n + 1)) - norm.ppf(coverage)))
+
+
+def images_needed(coverage: float, radius: float) -> int:
+    """The fewest calibration images that can support `coverage` under `radius` sigma: those of rank 1."""
+    n = max(1, ceil(1 / float(norm.sf(norm.ppf(coverage) + radius)) * (1 - 1e-12)) - 1)
+    return n if dataset_rank(n, coverage, radius) else n + 1
 
 
 def dataset_bound(

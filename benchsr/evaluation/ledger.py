@@ -1,8 +1,8 @@
 """The folder of one leaderboard: what stands in it, and who may change it.
 
 results.csv holds a line for each evaluation, protocol.json the settings that all of them were made with,
-environments.json the machines and versions that single lines name, timings.csv the seconds that they took. Nothing else
-writes these four.
+environments.json the machines and versions that single lines name, timings.csv the seconds that they took, singles.csv
+the scores of single noisy answers. Nothing else writes these five.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from benchsr.results.records import (
     write_results,
     write_timings,
 )
+from benchsr.results.singles import append_singles, read_singles, write_singles
+from benchsr.threats.table import THREATS
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +72,22 @@ def stored_protocol(folder: Path) -> tuple[Protocol, str]:
 
 
 def read_ledger(folder: Path) -> list[Record]:
-    """The records of results.csv with their timings; of damaged lines the log tells. Raises InputError."""
+    """The records of results.csv with their timings and single answers; of damaged lines the log tells.
+
+    An evaluation whose single answers are lost counts as not done. Raises InputError.
+    """
     records, problems = read_results(folder / "results.csv")
     for problem in problems:
         log.warning("%s: %s", folder / "results.csv", problem)
-    timings = read_timings(folder / "timings.csv")
-    return [replace(record, **timings.get(record.key, {})) for record in records]
+    timings, singles = read_timings(folder / "timings.csv"), read_singles(folder / "singles.csv")
+    whole = [r for r in records if r.key in singles or not _has_singles(r)]
+    return [replace(record, singles=singles.get(record.key), **timings.get(record.key, {})) for record in whole]
+
+
+def _has_singles(record: Record) -> bool:
+    """Whether singles.csv must have a line for the record."""
+    threat = THREATS.get(record.threat)
+    return record.status is Status.OK and threat is not None and "singles" in threat.preset
 
 
 class Ledger:
@@ -92,6 +104,7 @@ class Ledger:
         self.environment = digest(self.made_in)[:12]
         self.results = folder / "results.csv"
         self.timings = folder / "timings.csv"
+        self.singles = folder / "singles.csv"
 
     def open(self) -> list[Record]:
         """Take the folder over for this protocol; returns what it holds already."""
@@ -103,7 +116,7 @@ class Ledger:
             if self.results.exists() and before != self.protocol.fingerprint:
                 stamp = f"{before[:8]}-{_stamp()}"
                 aside = _unused(self.folder, f"results-{stamp}", ".csv")
-                for file in (self.folder / "protocol.json", self.timings):
+                for file in (self.folder / "protocol.json", self.timings, self.singles):
                     if file.exists():
                         file.replace(_unused(self.folder, f"{file.stem}-{stamp}", file.suffix))
                 self.results.replace(aside)
@@ -118,6 +131,8 @@ class Ledger:
         with locked(self.results):
             self._require_ours()
             self._name_environment()
+            if named.singles:
+                append_singles(self.singles, named.key, named.singles, self.protocol.metrics.names)
             append_record(self.results, named, self.protocol.metrics.names)
             append_timing(self.timings, named)
         return named
@@ -142,6 +157,7 @@ class Ledger:
                 aside = _unused(self.folder, f"results-outdated-{stamp}", ".csv")
                 write_results(aside, figures, self.protocol.metrics.names)
                 write_timings(_unused(self.folder, f"timings-outdated-{stamp}", ".csv"), figures)
+                self._write_singles(_unused(self.folder, f"singles-outdated-{stamp}", ".csv"), figures)
                 models = ", ".join(sorted({record.model for record in figures}))
                 log.warning(
                     "%d figures of %s were made with other weights, data or settings than today's; they are kept as %s",
@@ -167,10 +183,15 @@ class Ledger:
             records = [r for r in earlier if identity(r) not in mine] + ours
             self._write(records)
             write_timings(self.timings, records)
+            self._write_singles(self.singles, records)
             yield records
 
     def _write(self, records: Sequence[Record]) -> None:
         write_results(self.results, records, self.protocol.metrics.names)
+
+    def _write_singles(self, path: Path, records: Sequence[Record]) -> None:
+        found = {record.key: record.singles for record in records if record.singles}
+        write_singles(path, found, self.protocol.metrics.names)
 
     def _name_environment(self) -> None:
         path = self.folder / "environments.json"

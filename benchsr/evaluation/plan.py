@@ -12,7 +12,7 @@ from benchsr.data.datasets import Dataset, load_dataset
 from benchsr.defences.table import DEFENCES, deployment
 from benchsr.evaluation.protocol import CODE_VERSION, Protocol
 from benchsr.metrics.perceptual import TRUNKS, trunk_sha256
-from benchsr.models.cards import Card, Deployment
+from benchsr.models.cards import MRS, Card, Deployment
 from benchsr.models.zoo import network_key
 from benchsr.results.records import Record, Status
 from benchsr.threats.table import Threat
@@ -144,17 +144,25 @@ def plan(
     for network in dict.fromkeys(row.network for row in rows):
         for column in found:
             # One attack serves all models that look alike to it: defended alike, if the attack sees the defence.
-            groups: dict[Deployment | None, list[Row]] = {}
-            for row in (row for row in rows if row.network == network):
+            groups: dict[tuple[Deployment | None, str], list[Row]] = {}
+            for row in (_asked(row, column.threat) for row in rows if row.network == network):
                 seen = deployment(row.card, column.threat.like) if column.threat.median_of else None
-                groups.setdefault(seen, []).append(row)
-            for seen, group in groups.items():
+                groups.setdefault((seen, row.reason), []).append(row)
+            for (seen, _), group in groups.items():
                 templates = _templates(protocol, column, group, dataset, limit)
                 if column.samples is None or group[0].reason:
                     missing += [replace(t, key=digest([t.model, t.threat, t.image, t.reason])) for t in templates]
                 else:
                     cells.append(_cell(protocol, column.threat, column.samples, group, seen, templates, device))
     return cells, missing
+
+
+def _asked(row: Row, threat: Threat) -> Row:
+    """The row as the threat finds it: one that asks for single noisy answers finds none where no median is taken."""
+    deployed = deployment(row.card, threat.like)
+    if row.reason or not threat.singles or (deployed and deployed.defence == MRS):
+        return row
+    return replace(row, reason="not median-smoothed: no noisy answers to certify", status=Status.UNAVAILABLE)
 
 
 def _templates(
@@ -203,7 +211,8 @@ def _cell(
     device: str,
 ) -> Cell:
     network = group[0].network
-    cause: dict[str, Any] = {"threat": threat.id, "settings": dict(threat.settings), "seed": protocol.seed}
+    settings = {name: value for name, value in threat.settings.items() if name != "singles"}  # of scoring, below
+    cause: dict[str, Any] = {"threat": threat.id, "settings": settings, "seed": protocol.seed}
     cause |= {"quantise_lr": protocol.quantise_lr}
     if threat.objective:
         cause |= {"network": network, "precision": protocol.precision, "smoothing": seen, "device": device}
@@ -216,8 +225,9 @@ def _cell(
     images = dict.fromkeys(template.image for template in templates)
     attack_keys = {image: digest([CODE_VERSION, cause, samples.sample_key(image)]) for image in images}
     metrics = protocol.metrics
-    scored = [network, metrics.model_dump(), protocol.evaluations, protocol.seed]
+    scored: list[Any] = [network, metrics.model_dump(), protocol.evaluations, protocol.seed]
     scored += [metrics.versions] * bool(metrics.versions)
+    scored += [{"singles": threat.singles}] * bool(threat.singles)
     deployed = {row.card.id: deployment(row.card, threat.like) for row in group}
     records = (replace(t, key=digest([attack_keys[t.image], scored, deployed[t.model]])) for t in templates)
     return Cell(threat.id, {row.card.id: row.card for row in group}, samples, tuple(records), attack_keys)

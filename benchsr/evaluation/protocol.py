@@ -16,7 +16,7 @@ from benchsr.base.registry import Registry
 from benchsr.base.schema import Id, Table, Text, parse, read_toml
 from benchsr.metrics.objective import PerceptualNet
 from benchsr.metrics.quality import MetricSettings
-from benchsr.threats.table import FIXED, THREATS, Setting, Threat, load_threat
+from benchsr.threats.table import FIXED, THREATS, Setting, Threat, load_threat, select_ids
 
 CODE_VERSION = 2
 """Raised whenever a change of code changes a figure; part of every key and fingerprint."""
@@ -58,7 +58,7 @@ class Protocol(Table):
     @classmethod
     def _known(cls, threats: tuple[str, ...]) -> tuple[str, ...]:
         try:
-            return tuple(THREATS.select(",".join(threats)))
+            return tuple(select_ids(",".join(threats)))
         except BenchsrError as error:
             raise ValueError(str(error)) from None
 
@@ -200,7 +200,7 @@ def select_threats(threats: str, protocol: Protocol) -> list[str]:
     """Ids for "all" of the protocol's threats or a comma-separated list. Raises InputError for one outside of them."""
     if threats.strip() == "all":
         return list(protocol.threats)
-    ids = THREATS.select(threats)
+    ids = select_ids(threats)
     for threat in ids:
         if threat not in protocol.threats:
             raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,8 @@ from benchsr.base.errors import BenchsrError, InputError, ModelError
 from benchsr.base.inference import Autocast, Stopwatch, checkpoint_blocks, full_float32, require_repeated, to_8bit
 from benchsr.base.pairs import Sample
 from benchsr.base.rng import Randomised
+from benchsr.defences.bounds import distance_squares
+from benchsr.defences.certificate import noisy_outputs
 from benchsr.defences.smoothing import Smoothed
 from benchsr.defences.table import deploy, deployment
 from benchsr.evaluation.cache import AttackCache, AttackReport
@@ -20,17 +23,21 @@ from benchsr.evaluation.memory import MOST, PROBE_SIDE, Plan, bytes_per_pixel, f
 from benchsr.evaluation.plan import Cell, facing
 from benchsr.evaluation.protocol import Protocol
 from benchsr.metrics.objective import BoundObjective, Objective
-from benchsr.metrics.quality import score
+from benchsr.metrics.quality import Scores, score
 from benchsr.models.cards import Deployment
 from benchsr.models.network import load_network, network_bytes
 from benchsr.models.zoo import network_key
 from benchsr.results.records import Record, Status
+from benchsr.results.singles import Singles
 from benchsr.threats.attacks import AttackResult
 from benchsr.threats.health import attack_flags
 from benchsr.threats.table import Threat
 
 FEATURES = 0.1
 """Share of a worker's memory that may hold the truth's perceptual features: 100 whole DIV2K images take 2.2 GB."""
+
+SCORED_AT_ONCE = 64
+"""Single answers that are scored together."""
 
 SCORING = Objective(perceptual_weight=0.0)
 """What memory for super-resolution alone is planned with: a bound, since no gradient is taken there."""
@@ -48,7 +55,7 @@ def slowest_first(cells: Sequence[Cell], protocol: Protocol) -> list[Cell]:
             counts = (int(threat.settings.get(name, 1)) for name in ("steps", "restarts", "draws"))
             steps = 3 * math.prod(counts) * max(1, threat.median_of)
         deployed = (deployment(card, threat.like) for card in cell.models.values())
-        return steps + sum(protocol.evaluations * d.draws if d else 1 for d in deployed)
+        return steps + sum(threat.singles or protocol.evaluations * d.draws if d else 1 for d in deployed)
 
     def cost(cell: Cell) -> tuple[int, str, int]:
         card = cell.network_card
@@ -270,12 +277,7 @@ class Worker:
 
         with torch.no_grad(), full_float32(), Stopwatch(self.device) as watch:
             answers = [answer(k) for k in range(self.protocol.evaluations if isinstance(model, Randomised) else 1)]
-        expected = (1, *sample.hr.shape)
-        if answers[0].shape != expected:
-            raise ModelError(f"the model turned {tuple(x.shape)} into {tuple(answers[0].shape)}, not {expected}")
-        sr = torch.cat(answers).float()
-        if not bool(torch.isfinite(sr).all()):
-            raise ModelError("the model returned NaN or infinite values")
+        sr = _checked(torch.cat(answers), sample)
         deployed = (
             network_key(cell.network_card),
             deployment(cell.models[model_id], self.protocol.threat(cell.threat).like),
@@ -284,22 +286,41 @@ class Worker:
             with torch.no_grad(), full_float32():
                 require_repeated("the defended model", answers[0], answer(0))
             self._repeated.add(deployed)
-        return sr.clamp(0, 1), watch.seconds / len(answers)
+        return sr, watch.seconds / len(answers)
+
+    def _single_answers(self, cell: Cell, model_id: str, attacked: Attacked) -> tuple[Tensor, Smoothed, float]:
+        """A smoothed model's noisy answers to an image, (n, 3, 4h, 4w) in [0, 1], the model, and the seconds."""
+        sample, x = attacked.sample, attacked.lr.to(self.device)
+        model = self._model(cell, model_id, x[None])
+        if not isinstance(model, Smoothed):
+            raise ModelError(f"{model_id} is not median-smoothed: it has no noisy answers")
+        n = self.protocol.threat(cell.threat).singles
+        with full_float32(), Stopwatch(self.device) as watch:
+            draws = noisy_outputs(model, x, model.sigma, n, self.protocol.seed, sample.id)
+        return _checked(draws, sample), model, watch.seconds
 
     def _score(self, cell: Cell, template: Record, attacked: Attacked) -> Answer:
-        sample, report = attacked.sample, attacked.report
-        sr, seconds = self._super_resolve(cell, template.model, attacked)
-        hr, lr = (image.to(self.device).expand(len(sr), *image.shape) for image in (sample.hr, sample.lr))
-        found = score(sr, hr, lr, self.protocol.metrics)
+        sample, report, threat = attacked.sample, attacked.report, self.protocol.threat(cell.threat)
+        singles: Singles | None = None
+        if threat.singles:
+            sr, model, seconds = self._single_answers(cell, template.model, attacked)
+            found = self._scores(sr, sample)
+            singles = self._singles(sr, sample, model, found, is_clean=threat.objective is None)
+            figures = {name: statistics.median(values.tolist()) for name, values in found.figures.items()}
+            sr = sr.median(dim=0).values[None]
+        else:
+            sr, seconds = self._super_resolve(cell, template.model, attacked)
+            found = self._scores(sr, sample)
+            figures = {name: values.mean().item() for name, values in found.figures.items()}
         lacking = "; ".join(f"{name}: {why}" for name, why in found.lacking.items())
-        if not found.figures:
+        if not figures:
             raise InputError(lacking)
-        paired = self.protocol.threat(cell.threat).spec.kind == "dataset"
+        paired = threat.spec.kind == "dataset"
         delta = (attacked.lr - sample.lr).double()
         record = replace(
             template,
             reason=lacking,
-            scores={name: values.mean().item() for name, values in found.figures.items()},
+            scores=figures,
             attack_linf=None if paired else float(delta.abs().max()),
             attack_l2=None if paired else float(delta.norm()),
             loss_clean=report.loss_clean,
@@ -307,8 +328,30 @@ class Worker:
             seconds_attack=report.seconds,
             seconds_sr=seconds,
             health=report.health,
+            singles=singles,
         )
         return Answer(record, attacked.lr, sr)
+
+    def _scores(self, sr: Tensor, sample: Sample) -> Scores:
+        """Scores of answers `sr` (k, 3, 4h, 4w) to one image, a part of them at a time."""
+        found = []
+        for part in sr.split(SCORED_AT_ONCE):
+            hr, lr = (image.to(self.device).expand(len(part), *image.shape) for image in (sample.hr, sample.lr))
+            found.append(score(part, hr, lr, self.protocol.metrics))
+        return Scores(
+            {name: torch.cat([f.figures[name] for f in found]) for name in found[0].figures}, found[0].lacking
+        )
+
+    def _singles(self, draws: Tensor, sample: Sample, model: Smoothed, found: Scores, *, is_clean: bool) -> Singles:
+        """What is kept of a smoothed model's noisy answers `draws` (n, 3, 4h, 4w): what certificates rest on."""
+        settings, hr = self.protocol.metrics, sample.hr.to(self.device)
+        squares: tuple[float, ...] = ()
+        if is_clean and settings.colour == "rgb":  # in luma the median's error is no element's
+            seen = to_8bit(draws) if settings.quantise_sr else draws
+            squares = tuple(distance_squares(seen, hr, border=settings.border).tolist())
+        elements = len(hr) * math.prod(size - 2 * settings.border for size in hr.shape[-2:])
+        scores = {name: tuple(values.tolist()) for name, values in found.figures.items()}
+        return Singles(model.sigma, model.n, elements, scores, squares)
 
     def _load(self, cell: Cell) -> nn.Module:
         card = cell.network_card
@@ -339,6 +382,16 @@ class Worker:
         if features.nbytes <= self._features_room:
             self._features_room -= features.nbytes
             self._features[key] = features
+
+
+def _checked(sr: Tensor, sample: Sample) -> Tensor:
+    """Answers (k, 3, 4h, 4w), clamped to [0, 1]. Raises ModelError where they are not of that shape, or not finite."""
+    if sr.shape[1:] != sample.hr.shape:
+        seen, made = tuple(sample.lr.shape), tuple(sr.shape[1:])
+        raise ModelError(f"the model turned {seen} into {made}, not {tuple(sample.hr.shape)}")
+    if not bool(torch.isfinite(sr).all()):
+        raise ModelError("the model returned NaN or infinite values")
+    return sr.float().clamp(0, 1)
 
 
 def _listed(values: Tensor | None, n: int) -> list[float | None]:

@@ -15,6 +15,7 @@ from statistics import fmean
 from benchsr.leaderboard.scores import sign
 from benchsr.metrics.quality import METRICS
 from benchsr.results.records import Record, Status, flat, metrics_of
+from benchsr.threats.adaptive import StrongPGD
 from benchsr.threats.table import THREATS
 
 FLAGS: Mapping[str, str] = {
@@ -26,6 +27,10 @@ FLAGS: Mapping[str, str] = {
     "random-as-strong": "random noise that is no larger lowers PSNR as much",
     "metric-gaming": "a score that needs no reference improves on the clean image's while PSNR falls by 1 dB or more: "
     "the score is deceived",
+    "black-box-stronger": "a search of the same size without gradients lowers PSNR more: the gradients mislead",
+    "not-monotone": "the same attack with a smaller eps lowers PSNR more: this one has lost its way",
+    "metric-unmoved": "the attack raised its loss, and PSNR is as on the unattacked image: it attacks something else",
+    "not-the-best": "another attack of the same size and statistic lowers mean PSNR by over half a dB more",
     "not-destroyed": "with this large an eps PSNR stays above what a mere change of brightness by eps would leave",
 }
 """Flag -> what it means. The first four are found per image, the others by comparing means over images; all but
@@ -33,6 +38,9 @@ metric-gaming are of attacks."""
 
 MARGIN = 0.1
 """dB of mean PSNR by which one evaluation must beat another before that counts."""
+
+CLEARLY = 0.5
+"""dB of mean PSNR by which an attack that knows the whole model may fall behind the best of its size."""
 
 NOISES = ("noise", "random")
 """Threats that know nothing of the model: an attack no smaller than them should do more harm."""
@@ -68,6 +76,13 @@ def _compared(own: Mapping[str, Sequence[Record]]) -> Iterator[tuple[str, str]]:
         for other, rows in others.items():
             if _transfer_of(other, threat) and _mean(rows, "psnr") < psnr - MARGIN:
                 yield threat, "transfer-stronger"
+            deeper = psnr - _mean(rows, "psnr")
+            for flag, found in _weaker(threat, other, deeper):
+                if found:
+                    yield threat, flag
+            rose = _mean(group, "loss_attacked") > 1.05 * _mean(group, "loss_clean")
+            if other == _unattacked(threat) and -deeper < MARGIN and rose:
+                yield threat, "metric-unmoved"
             no_larger = _mean(rows, "attack_l2") <= 1.05 * _mean(group, "attack_l2")
             if other in NOISES and no_larger and _mean(rows, "psnr") < psnr + MARGIN:
                 yield threat, "random-as-strong"
@@ -79,14 +94,35 @@ def _compared(own: Mapping[str, Sequence[Record]]) -> Iterator[tuple[str, str]]:
 
 def _gamed(own: Mapping[str, Sequence[Record]]) -> Iterator[tuple[str, str]]:
     """(threat, "metric-gaming") of one model, from its records by threat."""
-    clean = own.get("clean", ())
-    blind = [m for m in metrics_of(clean) if not METRICS[m].reference]
     for threat, group in own.items():
-        if not blind or threat == "clean" or _images(group) != _images(clean):
+        clean = own.get(_unattacked(threat), ())
+        blind = [m for m in metrics_of(clean) if not METRICS[m].reference]
+        if not blind or group is clean or _images(group) != _images(clean):
             continue
         gains = (sign(m) * (_mean(group, m) - _mean(clean, m)) for m in blind)
         if _mean(group, "psnr") <= _mean(clean, "psnr") - GAMED and any(gain > 0 for gain in gains):
             yield threat, "metric-gaming"
+
+
+def _unattacked(threat: str) -> str:
+    """The threat that scores the same statistic without an attack."""
+    return "single" if "singles" in THREATS[threat].preset else "clean"
+
+
+def _weaker(threat: str, other: str, deeper: float) -> Iterator[tuple[str, bool]]:
+    """Flags of an attack beside another that lowers mean PSNR by `deeper` dB more, and whether they are raised."""
+    mine, theirs = THREATS[threat], THREATS[other]
+    if theirs.kind != "attack" or not isinstance(mine.make, type) or not isinstance(theirs.make, type):
+        return
+    a, b = mine.defaults, theirs.defaults
+    if "eps" in a and all(a.get(name) == b.get(name) for name in ("norm", "singles", "eps")):
+        same_view = a.get("median_of") == b.get("median_of")
+        gradients = getattr(mine.make, "needs_gradient", True) and not getattr(theirs.make, "needs_gradient", True)
+        yield "black-box-stronger", gradients and same_view and deeper > MARGIN
+        yield "not-the-best", issubclass(mine.make, StrongPGD) and bool(a.get("median_of")) and deeper > CLEARLY
+    rest = {**a, "eps": 0.0} == {**b, "eps": 0.0} and mine.make is theirs.make
+    smaller = float(b.get("eps", 0.0)) < float(a.get("eps", 0.0))
+    yield "not-monotone", rest and smaller and deeper > MARGIN
 
 
 def _transfer_of(base: str, threat: str) -> bool:

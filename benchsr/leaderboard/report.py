@@ -6,27 +6,31 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from benchsr.base.drawing import drawn
 from benchsr.base.errors import InputError
 from benchsr.base.files import write_changed
 from benchsr.base.pairs import USUAL
 from benchsr.base.text import markdown_table, templates
 from benchsr.defences.table import DEFENCES
-from benchsr.leaderboard.contrasts import Contrast, Help, contrasts, helps
+from benchsr.leaderboard.certified import Certificates, plot_sandwich, table4
+from benchsr.leaderboard.contrasts import Contrast, Help, contrasts, helps, worst_case
 from benchsr.leaderboard.corruption import ERRORS, Profile, profiles
 from benchsr.leaderboard.defended import Defended, defended
 from benchsr.leaderboard.flags import FLAGS, flags
+from benchsr.leaderboard.optimality import optimality
 from benchsr.leaderboard.paper import (
     PAPER_DATASETS,
     Judgement,
@@ -61,7 +65,8 @@ from benchsr.leaderboard.tables import (
 from benchsr.metrics.quality import METRICS
 from benchsr.models.zoo import defended_cards
 from benchsr.results.records import Record, Status, flat, read_results
-from benchsr.threats.table import THREATS
+from benchsr.results.singles import read_singles
+from benchsr.threats.table import GROUPS, THREATS
 
 log = logging.getLogger(__name__)
 
@@ -200,6 +205,21 @@ class Leaderboard:
         return contrasts(self.records, self.cards, len(self.protocol.images))
 
     @cached_property
+    def worst(self) -> dict[str, dict[str, Cell]]:
+        """Worst figures by model: of "autoattack-sr" over the ensemble, of "worst" over all attacks of the board."""
+        images = len(self.protocol.images)
+        attacks = tuple(t for t in self.protocol.threats if THREATS[t].kind == "attack" and not _singles(t))
+        groups = {**GROUPS, "worst": attacks} if attacks else {}
+        found = {name: worst_case(self.records, threats, images) for name, threats in groups.items()}
+        whole = {name: {model: c for model, c in cells.items() if c.ok} for name, cells in found.items()}
+        return {name: cells for name, cells in whole.items() if cells}
+
+    @cached_property
+    def optimality(self) -> dict[tuple[str, str], dict[str, float]]:
+        """(model, member of the ensemble) -> metric -> mean distance from the worst member, image by image."""
+        return optimality(self.records, GROUPS["autoattack-sr"])
+
+    @cached_property
     def helps(self) -> list[Help]:
         """What smoothing adds to the networks that were also run without it."""
         return helps(self.contrasts, self.cards)
@@ -213,6 +233,23 @@ class Leaderboard:
     def profiles(self) -> dict[str, list[Profile]]:
         """Corruption errors of each family."""
         return {family: profiles(self.grid, cards) for family, cards in self.families.items()}
+
+    @cached_property
+    def certificates(self) -> Certificates:
+        """What is proven of smoothed models, beside what attacks have reached."""
+        return Certificates(self.records)
+
+    def sandwich(self, family: str) -> Figure | None:
+        """The plot of a family's certificates; None where it has none."""
+        proven = self.certificates.by_model
+        models = [(c.title, proven[c.id]) for c in self.families.get(family, []) if c.id in proven]
+        return plot_sandwich(models, f"Certified and attacked – {FAMILIES[family][1]}\n{self.protocol.title}")
+
+    @property
+    def table4(self) -> str:
+        """Certified beside attacked figures, in Markdown; empty where nothing is certified."""
+        titles = {card.id: card.title for card in self.cards.values()}
+        return table4(self.certificates, titles) if self.certificates.by_model else ""
 
     @property
     def without_card(self) -> list[str]:
@@ -255,17 +292,31 @@ def write_leaderboard(
         files[f"{name}.csv"] = _csv(frame(table))
         files[f"{name}.md"] = table_page(table, protocol, missing)
     figures = {f"{name}.png": content for name, content in all_plots(board.tables, board.grid, protocol, cards)}
+    figures |= dict(_sandwiches(board))
     files |= figures
+    if board.certificates.by_model:
+        files["certificates.csv"] = _csv(board.certificates.frame)
     files["paper-comparison.csv"] = _csv(board.beside_paper)
     files["claims.csv"] = _csv(claims_frame(board.judgements))
     files["report.md"] = report(board, sorted(figures))
     files["leaderboard.json"] = json.dumps(asdict(protocol), indent=2) + "\n"
     ends = [f"{end}{suffix}" for end in ("", MORE) for suffix, _ in FAMILIES.values()]
-    stems = [f"{stem}{end}" for stem in (*LAYOUTS, *PLOTS) for end in ends]
+    stems = [f"{stem}{end}" for stem in (*LAYOUTS, *PLOTS, "sandwich", "certificates") for end in ends]
     for stale in {f"{stem}.{kind}" for stem in stems for kind in ("csv", "md", "png")} - set(files):
         (folder / stale).unlink(missing_ok=True)
     for name, content in files.items():
         write_changed(folder / name, content)
+
+
+def _singles(threat: str) -> bool:
+    """Whether the threat scores another statistic than the deployed model's answer."""
+    return "singles" in THREATS[threat].preset
+
+
+def _sandwiches(board: Leaderboard) -> Iterator[tuple[str, bytes]]:
+    for family, (suffix, _) in FAMILIES.items():
+        if figure := board.sandwich(family):
+            yield f"sandwich{suffix}.png", drawn(figure)
 
 
 def read_leaderboard(folder: Path, cards: Mapping[str, CardInfo]) -> Leaderboard:
@@ -281,6 +332,8 @@ def read_leaderboard(folder: Path, cards: Mapping[str, CardInfo]) -> Leaderboard
     records, problems = read_results(folder / "results.csv")
     for problem in problems:
         log.warning("%s: %s", folder / "results.csv", problem)
+    singles = read_singles(folder / "singles.csv")
+    records = [replace(r, singles=singles.get(r.key)) for r in records]
     known = {**cards, **defended_cards(r.model for r in records)}
     return Leaderboard(protocol, cards_at(protocol.scale, known), records)
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -17,6 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from benchsr.base.errors import InputError
 from benchsr.base.files import write_atomic
+from benchsr.results.lines import append_line, format_line
+from benchsr.results.singles import Singles
 
 
 class Status(StrEnum):
@@ -35,7 +35,7 @@ class Record:
     of LR in [0, 1] units; `loss_*` is the attack's objective before and after; `network` is the beginning of the key of
     its weights, `environment` names an entry of environments.json. `key` hashes everything that can change a figure of
     this row, and comes last so that a line cut short can never be mistaken for a whole one. `seconds_*`, wall-clock
-    seconds per image, differ from run to run: they stand in timings.csv, not in results.csv.
+    seconds per image, differ from run to run: they stand in timings.csv, not in results.csv; `singles` in singles.csv.
     """
 
     protocol: str
@@ -52,6 +52,7 @@ class Record:
     loss_attacked: float | None = None
     seconds_attack: float | None = None
     seconds_sr: float | None = None
+    singles: Singles | None = None
     health: str = ""
     seed: int = 0
     network: str = ""
@@ -62,9 +63,12 @@ class Record:
 TIMINGS = ("seconds_attack", "seconds_sr")
 """Fields that timings.csv holds."""
 
+BESIDE = (*TIMINGS, "singles")
+"""Fields that results.csv does not hold."""
+
 _SCORES = [f.name for f in fields(Record)].index("scores")
 BEFORE = tuple(f.name for f in fields(Record)[:_SCORES])
-AFTER = tuple(f.name for f in fields(Record)[_SCORES + 1 :] if f.name not in TIMINGS)
+AFTER = tuple(f.name for f in fields(Record)[_SCORES + 1 :] if f.name not in BESIDE)
 """The columns of results.csv before and after those of the metrics, in order. `key` comes last: a line that was cut
 short lacks its 64 characters."""
 
@@ -75,7 +79,7 @@ _METRIC = re.compile(r"[a-z][a-zA-Z0-9:_.+-]{0,63}")
 def columns(metrics: Iterable[str]) -> tuple[str, ...]:
     """The columns of a results.csv with these metrics. Raises InputError for names that no column of it can have."""
     names = tuple(metrics)
-    if wrong := [n for n in names if n in (*BEFORE, *AFTER, *TIMINGS) or not _METRIC.fullmatch(n)]:
+    if wrong := [n for n in names if n in (*BEFORE, *AFTER, *BESIDE) or not _METRIC.fullmatch(n)]:
         raise InputError(
             f"no column of results.csv can be called {', '.join(map(repr, wrong))}: give the metric a name of its own, "
             "of letters, digits and :_.+-, small letter first"
@@ -85,7 +89,7 @@ def columns(metrics: Iterable[str]) -> tuple[str, ...]:
 
 def flat(record: Record) -> dict[str, Any]:
     """The record as a line of a table: a column for each field and each metric."""
-    values = {f.name: getattr(record, f.name) for f in fields(Record) if f.name != "scores"}
+    values = {f.name: getattr(record, f.name) for f in fields(Record) if f.name not in ("scores", "singles")}
     return values | dict(record.scores)
 
 
@@ -94,7 +98,7 @@ def metrics_of(records: Iterable[Record]) -> list[str]:
     return list(dict.fromkeys(name for record in records for name in record.scores))
 
 
-_NUMBERS = tuple(f.name for f in fields(Record) if f.default is None and f.name not in TIMINGS)
+_NUMBERS = tuple(f.name for f in fields(Record) if f.default is None and f.name not in BESIDE)
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -138,29 +142,26 @@ def write_results(path: Path, records: Iterable[Record], metrics: Sequence[str] 
     """
     ordered = sorted(records, key=lambda r: (r.model, r.threat, r.image))
     names = columns(metrics_of(ordered) if metrics is None else metrics)
-    write_atomic(path, _line(names) + "".join(_format(record, names) for record in ordered))
+    write_atomic(path, format_line(names) + "".join(_format(record, names) for record in ordered))
 
 
 def append_record(path: Path, record: Record, metrics: Sequence[str]) -> None:
-    """Append one record to a results.csv with these metrics; flushed at once.
-
-    It starts a fresh line even where an interrupted run left the last one unfinished.
-
-    A file that is missing or empty gets its header first. Raises InputError where the file cannot be written.
-    """
-    _append(path, columns(metrics), record)
+    """Append one record to a results.csv with these metrics; see `append_line`, whose errors it raises."""
+    names = columns(metrics)
+    append_line(path, names, _values(record, names))
 
 
 def append_timing(path: Path, record: Record) -> None:
     """Append the seconds of one record to timings.csv, as `append_record` does."""
-    _append(path, (*TIMINGS, "key"), record)
+    names = (*TIMINGS, "key")
+    append_line(path, names, _values(record, names))
 
 
 def write_timings(path: Path, records: Iterable[Record]) -> None:
     """Write timings.csv atomically: key and seconds of each record that has any. Raises as `write_results`."""
     columns = (*TIMINGS, "key")
     lines = sorted({_format(r, columns) for r in records if r.seconds_attack is not None or r.seconds_sr is not None})
-    write_atomic(path, _line(columns) + "".join(lines))
+    write_atomic(path, format_line(columns) + "".join(lines))
 
 
 def read_timings(path: Path) -> dict[str, dict[str, Any]]:
@@ -179,28 +180,14 @@ def read_timings(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _append(path: Path, columns: Sequence[str], record: Record) -> None:
-    try:
-        with path.open("a+b") as file:
-            size = file.seek(0, os.SEEK_END)
-            if size:
-                file.seek(-1, os.SEEK_END)
-            start = _line(columns) if not size else "" if file.read(1) == b"\n" else "\n"
-            file.write((start + _format(record, columns)).encode())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-
-
 def _format(record: Record, columns: Sequence[str]) -> str:
+    return format_line(_values(record, columns))
+
+
+def _values(record: Record, columns: Sequence[str]) -> list[str]:
     known = flat(record)
     values = (known.get(name) for name in columns)
-    return _line("" if v is None else f"{v:.9g}" if isinstance(v, float) else " ".join(str(v).split()) for v in values)
-
-
-def _line(values: Iterable[str]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(values)
-    return buffer.getvalue()
+    return ["" if v is None else f"{v:.9g}" if isinstance(v, float) else " ".join(str(v).split()) for v in values]
 
 
 def _parse(line: str, columns: Sequence[str]) -> Record:

@@ -15,7 +15,7 @@ import numpy as np
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
-from benchsr.base.drawing import drawn_once
+from benchsr.base.drawing import drawn, drawn_once
 from benchsr.base.errors import InputError
 from benchsr.base.files import write_atomic, write_changed
 from benchsr.base.text import templates
@@ -284,6 +284,11 @@ def _write_plots(board: Leaderboard, out: Path) -> Iterator[tuple[str, str]]:
         path = f"plots/{board.protocol.id}/{name}.svg"
         write_changed(out / path, content)
         yield ("compact" if name.endswith(FAMILIES["compact"][0]) else "paper"), path
+    for family, (suffix, _) in FAMILIES.items():
+        if figure := board.sandwich(family):
+            path = f"plots/{board.protocol.id}/sandwich{suffix}.svg"
+            write_changed(out / path, drawn(figure, "svg"))
+            yield family, path
 
 
 def _write_curves(model: str, sheets: Sequence[Sheet], out: Path) -> Iterator[tuple[Sheet, str]]:

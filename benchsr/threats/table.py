@@ -36,6 +36,9 @@ from benchsr.threats.severities import KINDS, SEVERITIES
 
 Setting = float | int | bool | str
 
+APART = ("l1_weight", "perceptual_weight", "perceptual_net", "loss", "median_of", "singles")
+"""Settings that `make` does not take: what the attack raises, and how a smoothed model is asked."""
+
 Kind = Literal["corruption", "attack", "dataset"]
 
 CHOICES: Mapping[str, Sequence[str]] = {"perceptual_net": get_args(PerceptualNet), "kernel": tuple(KERNELS)}
@@ -49,8 +52,10 @@ class ThreatSpec:
     `preset` replaces defaults of `make`. Its `median_of` says what an adaptive attack sees of a smoothed model: 0 the
     base network, 1 single noisy draws, k the median of k new draws. Its `norm` says in which norm eps is a radius, over
     the whole LR image, where that is not L-infinity; its `loss` names an entry of `LOSSES` that stands in place of the
-    protocol's objective. `like`: the threat whose sigma a model takes that has one for each threat. `group`: the kind
-    of corruption of which this is one severity; all of a group draw the same noise. `of_truth`: `make` is given HR too.
+    protocol's objective. Its `singles`, where it has them, say that so many noisy answers of a smoothed model are
+    scored one by one, in place of their median. `like`: the threat whose sigma a model takes that has one for each
+    threat. `group`: the kind of corruption of which this is one severity; all of a group draw the same noise.
+    `of_truth`: `make` is given HR too.
     """
 
     title: str
@@ -165,6 +170,29 @@ EUCLIDEAN: dict[str, ThreatSpec] = {
 }
 """Attacks of the kind that smoothing certificates speak of: eps bounds the l2 norm over the whole LR image."""
 
+SINGLE: dict[str, ThreatSpec] = {
+    "single": ThreatSpec("Single noisy answers", "corruption", identity, preset={"singles": 1001}, like="pgd"),
+    **{
+        f"single-{name}": ThreatSpec(
+            f"APGD on single noisy answers, l2 norm {eps:g}",
+            "attack",
+            APGD,
+            preset={
+                "eps": eps,
+                "norm": "l2",
+                "steps": 20,
+                "restarts": 1,
+                "median_of": 1,
+                "draws": 5,
+                "singles": 101,
+            },
+            like="pgd",
+        )
+        for name, eps in L2_SWEEP.items()
+    },
+}
+"""What a certificate of the median score rests on, the clean image's noisy answers, and attacks on the same score."""
+
 ENSEMBLE: dict[str, ThreatSpec] = {
     f"aa-{name}": ThreatSpec(
         f"AutoAttack-SR: {what}",
@@ -198,7 +226,21 @@ CORRUPTIONS: dict[str, ThreatSpec] = {
 }
 """The corruption suite, kind by kind."""
 
-THREATS: Registry[ThreatSpec] = Registry("threat", {**FIXED, **ADAPTIVE, **EUCLIDEAN, **ENSEMBLE, **CORRUPTIONS})
+THREATS: Registry[ThreatSpec] = Registry(
+    "threat", {**FIXED, **ADAPTIVE, **EUCLIDEAN, **SINGLE, **ENSEMBLE, **CORRUPTIONS}
+)
+
+GROUPS: Mapping[str, tuple[str, ...]] = {"autoattack-sr": tuple(ENSEMBLE)}
+"""Names that stand for several threats together."""
+
+
+def select_ids(names: str) -> list[str]:
+    """Threat ids for "all" or a comma-separated list, in which a group of `GROUPS` stands for its members.
+
+    Raises UnknownIdError for an unknown one.
+    """
+    parts = [name.strip() for name in names.split(",")]
+    return THREATS.select(",".join(member for name in parts for member in GROUPS.get(name, (name,))))
 
 
 @dataclass(frozen=True)
@@ -226,6 +268,16 @@ class Threat:
         return int(self.settings.get("median_of", 0))
 
     @property
+    def singles(self) -> int:
+        """Noisy answers of a smoothed model that are scored one by one; 0: it is scored as it is deployed."""
+        return int(self.settings.get("singles", 0))
+
+    @property
+    def _own(self) -> dict[str, Setting]:
+        """The settings that `make` takes."""
+        return {name: value for name, value in self.settings.items() if name not in APART}
+
+    @property
     def ball(self) -> Ball | None:
         """Where the changed LR image stays around the clean one; None where no eps bounds it."""
         if "eps" not in self.settings:
@@ -241,9 +293,7 @@ class Threat:
         """The torchattacks-style attack on `model`. Raises InputError where this threat is not an attack."""
         if self.spec.kind != "attack" or self.spec.make is None:
             raise InputError(f"threat {self.id!r} is a {self.spec.kind}, not an attack")
-        others = ("l1_weight", "perceptual_weight", "perceptual_net", "loss", "median_of")
-        own = {k: v for k, v in self.settings.items() if k not in others}
-        attack: GradientAttack = self.spec.make(model, objective=self.objective, **own)
+        attack: GradientAttack = self.spec.make(model, objective=self.objective, **self._own)
         return attack
 
     def run(
@@ -265,7 +315,7 @@ class Threat:
         check_pair(lr, hr)
         ids = [str(i) for i in range(len(lr))] if ids is None else ids
         gens, truth = generators(seed, ids, self.spec.group or self.id), (hr,) if self.spec.of_truth else ()
-        corrupted: Tensor = self.spec.make(lr, gens, *truth, **self.settings)
+        corrupted: Tensor = self.spec.make(lr, gens, *truth, **self._own)
         return AttackResult(corrupted.clamp(0, 1), None, None)
 
     def __call__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import log10
 
 import pytest
@@ -88,10 +89,14 @@ def records(psnr: Mapping[str, float], linf: float = 10 / 255, health: str = "",
     ]
 
 
+def rising(given: list[Record]) -> list[Record]:
+    return [replace(r, loss_clean=0.1, loss_attacked=0.2) for r in given]
+
+
 CASES: dict[str, tuple[list[Record], str]] = {
     "transfer beats the attack that knows more": (
         records({"pgd-transfer": 18.0, "pgd-eot": 18.5, "pgd-median": 17.0}),
-        "pgd-eot transfer-stronger",
+        "pgd-eot transfer-stronger not-the-best",
     ),
     "another attack's transfer does not count": (records({"apgd-transfer": 18.0, "pgd-eot": 18.5}), ""),
     "nor does the transfer of another loss": (records({"apgd-transfer": 18.0, "aa-mse": 18.5}), ""),
@@ -103,6 +108,23 @@ CASES: dict[str, tuple[list[Record], str]] = {
     "not destroyed": (records({"clean": 30.0, "eps-32": 20.0}, linf=32 / 255), "eps-32 not-destroyed"),
     "destroyed": (records({"clean": 30.0, "eps-32": 16.0}, linf=32 / 255), ""),
     "small eps need not destroy": (records({"clean": 30.0, "eps-8": 29.0}, linf=8 / 255), ""),
+    "a search without gradients beats gradients": (
+        records({"square": 18.0, "pgd-median": 18.3}),
+        "pgd-median black-box-stronger",
+    ),
+    "gradients that see less may lose to it": (records({"square": 18.0, "pgd-transfer": 18.3}), ""),
+    "a smaller eps harms more": (records({"eps-4": 20.0, "eps-8": 20.5}, linf=0.03), "eps-8 not-monotone"),
+    "a larger eps harms more": (records({"eps-4": 20.5, "eps-8": 20.0}, linf=0.03), ""),
+    "in l2 too": (records({"single-l2-0.1": 20.0, "single-l2-0.2": 20.5}), "single-l2-0.2 not-monotone"),
+    "two statistics are not compared": (records({"l2-0.1": 20.0, "single-l2-0.1": 28.0}), ""),
+    "the loss rose, PSNR did not fall": (rising(records({"clean": 28.0, "l2-0.1": 28.0})), "l2-0.1 metric-unmoved"),
+    "of single answers too": (
+        rising(records({"single": 20.0, "clean": 28.0, "single-l2-0.1": 20.0})),
+        "single-l2-0.1 metric-unmoved",
+    ),
+    "the loss rose and PSNR fell": (rising(records({"clean": 28.0, "l2-0.1": 27.0})), ""),
+    "the loss did not rise either": (records({"clean": 28.0, "l2-0.1": 28.0}), ""),
+    "far behind the best of its size": (records({"apgd-median": 17.0, "aa-mse": 18.0}), "aa-mse not-the-best"),
     "found while it ran": (records({"pgd": 15.0}, health="still-rising"), "pgd still-rising"),
 }
 

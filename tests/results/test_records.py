@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from toys import SCORES, changed
 
 from benchsr.base.errors import InputError
-from benchsr.results.records import TIMINGS, Record, Status, append_record, columns, read_results, write_results
+from benchsr.results.records import BESIDE, Record, Status, append_record, columns, read_results, write_results
 
 KEY = "0123456789abcdef" * 4
 
@@ -27,7 +27,7 @@ COLUMNS = columns(SCORES)
 
 
 def test_columns_are_the_fields_of_record_with_the_key_last() -> None:
-    named = [f.name for f in fields(Record) if f.name not in TIMINGS]
+    named = [f.name for f in fields(Record) if f.name not in BESIDE]
     at = named.index("scores")
     assert [*named[:at], *SCORES, *named[at + 1 :]] == list(COLUMNS)
     assert COLUMNS[-1] == "key"

@@ -18,7 +18,7 @@ from benchsr.metrics.objective import LOSSES, Objective
 from benchsr.threats.adaptive import APGD, StrongPGD
 from benchsr.threats.attacks import PGD, GradientAttack
 from benchsr.threats.breaking import smallest_eps
-from benchsr.threats.table import ADAPTIVE, CROP_24, ENSEMBLE, EUCLIDEAN, L2_SWEEP, THREATS, load_threat
+from benchsr.threats.table import ADAPTIVE, CROP_24, ENSEMBLE, EUCLIDEAN, L2_SWEEP, THREATS, load_threat, select_ids
 
 L1 = Objective(l1_weight=1.0, perceptual_weight=0.0)
 MSE = LOSSES["mse"]
@@ -237,3 +237,11 @@ def test_a_randomised_model_is_judged_by_noise_that_no_attack_saw() -> None:
     assert 0 < float(found) < 0.3
     with pytest.raises(InputError):
         smallest_eps(lambda eps: PGD(model, eps=eps), model, lr, hr, 0.3, drop=0.0)
+
+
+def test_one_name_stands_for_the_ensemble() -> None:
+    assert select_ids("clean,autoattack-sr") == ["clean", *ENSEMBLE]
+    assert select_ids("aa-l1,autoattack-sr") == list(ENSEMBLE)
+    assert select_ids("all") == list(THREATS)
+    with pytest.raises(UnknownIdError, match="autoattack"):
+        select_ids("autoattack")
