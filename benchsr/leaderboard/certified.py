@@ -170,7 +170,7 @@ class Certified:
         gaps = [
             f"{abs(p.attacked - p.certified):.3g} at {p.radius:g}"
             for p in self.points
-            if p.attacked is not None and p.certified is not None and _both(p)
+            if p.attacked is not None and p.certified is not None
         ]
         if gaps:
             lines.append(f"gap to the attack on the same statistic: {', '.join(gaps)}")
