@@ -110,6 +110,11 @@ class Point:
     certified: float | None
     attacked: float | None
 
+    @property
+    def gap(self) -> float | None:
+        """How far apart the two are; None where one is missing."""
+        return None if self.certified is None or self.attacked is None else abs(self.attacked - self.certified)
+
 
 @dataclass(frozen=True)
 class Certified:
@@ -167,11 +172,7 @@ class Certified:
         if self.statement.name == "deployed-psnr":
             cost = s.sigma * deployment_cost(s.k, ETA)
             lines.append(f"a median of {s.k} draws in place of the exact one costs {cost:.3g} of the radius")
-        gaps = [
-            f"{abs(p.attacked - p.certified):.3g} at {p.radius:g}"
-            for p in self.points
-            if p.attacked is not None and p.certified is not None
-        ]
+        gaps = [f"{gap:.3g} at {p.radius:g}" for p in self.points if (gap := p.gap) is not None]
         if gaps:
             lines.append(f"gap to the attack on the same statistic: {', '.join(gaps)}")
         elif self.statement.attack is None:
@@ -180,10 +181,6 @@ class Certified:
             radii = ", ".join(f"{r:g}" for r in self.crossed)
             lines.append(f"CROSSED at {radii}: a bound failed, as one in twenty may, or something is wrong")
         return "; ".join(lines) + "."
-
-
-def _both(point: Point) -> bool:
-    return point.certified is not None and point.attacked is not None
 
 
 @dataclass(frozen=True)

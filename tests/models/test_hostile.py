@@ -27,7 +27,7 @@ hostile = settings(
 )
 """The same 200 cases in every run."""
 
-GOOD = CARD.format(id="card", path="card.safetensors", sha256="ab" * 32, more="").encode()
+GOOD = CARD.format(id="card", scale=4, path="card.safetensors", sha256="ab" * 32, more="").encode()
 
 # TOML has integers of any length; 2**70 is one that no field can hold.
 values = st.recursive(
