@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchsr.data.images import bicubic_downscale
+from benchsr.base.shrinking import bicubic_downscale
 from benchsr.threats.corruptions import defocus, motion_blur, other_kernel
 from benchsr.threats.severities import KINDS, SEVERITIES
 from benchsr.threats.table import THREATS, load_threat
