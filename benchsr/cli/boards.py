@@ -80,11 +80,12 @@ def costs(
     from benchsr.commands.compare import board_folder
     from benchsr.commands.costs import cost_table
     from benchsr.commands.export import write_costs
-    from benchsr.evaluation.protocol import load_protocol
+    from benchsr.leaderboard import read_leaderboard
     from benchsr.leaderboard.export import COST_COLUMNS, cost_caption, cost_cells
-    from benchsr.models.zoo import select_cards
+    from benchsr.models.zoo import select_cards, zoo
 
-    board, cards = board_folder(protocol, out_dir), select_cards(models, load_protocol(protocol).scale)
+    board = board_folder(protocol, out_dir)
+    cards = select_cards(models, read_leaderboard(board, zoo()).protocol.scale)
     rows = cost_table(cards, lr_side, pick_device(device))
     data = write_costs(board, track(rows, "Costs", total=len(cards), console=err))
     table = Table("model", *(title for title, _ in COST_COLUMNS.values()), box=None, padding=(0, 1, 0, 0))
