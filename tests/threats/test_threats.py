@@ -36,7 +36,7 @@ def test_every_threat_makes_images_that_depend_on_seed_and_id_alone(
     assert torch.equal(first[1:], threat(network, lr[1:], hr[1:], ["b"], seed=3))
     assert first.shape == lr.shape
     assert 0 <= first.min() <= first.max() <= 1
-    assert torch.equal(first, lr) == (name == "clean")
+    assert torch.equal(first, lr) == (THREATS[name].make is THREATS["clean"].make)
 
 
 @pytest.mark.parametrize("name", OWN_LR)
