@@ -17,9 +17,11 @@ MINIMAL = 'id = "mine"\ntitle = "Mine"\ndataset = "photos"\ncrop = 16\n'
 def test_packaged_protocols_are_named_after_their_files_and_cover_the_papers_columns(name: str) -> None:
     protocol = protocols()[name]
     assert protocol.id == name
-    assert {"clean", "noise", "blur", "fgsm", "bim", "pgd", "cw"} <= set(protocol.threats)
-    assert {"ntire", "aim"} <= set(protocol.threats) or name == "adaptive"
-    assert any("PGD" in line for line in protocol.description)
+    assert protocol.threats[0] == "clean"
+    if name in ("quick", "paper", "paper-at", "adaptive"):  # those that are set beside the paper
+        assert {"noise", "blur", "fgsm", "bim", "pgd", "cw"} <= set(protocol.threats)
+        assert {"ntire", "aim"} <= set(protocol.threats) or name == "adaptive"
+        assert any("PGD" in line for line in protocol.description)
 
 
 def test_the_fingerprint_covers_whatever_can_change_a_figure() -> None:
