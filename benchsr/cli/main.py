@@ -88,27 +88,8 @@ def run(
     from benchsr.commands.run import evaluate
     from benchsr.evaluation.options import RunOptions
 
-    options = RunOptions(
-        scale=scale,
-        defence=defence,
-        dataset=dataset,
-        limit=limit,
-        out=out_dir,
-        cache=cache,
-        device=device,
-        precision=precision,
-        batch_size=batch_size,
-        memory_budget=memory_budget,
-        seed=seed,
-        perceptual_net=perceptual_net,
-        executor=executor,
-        workers=workers,
-        cell_timeout=cell_timeout,
-        ray_address=ray_address,
-        console=out,
-        trust_code=trust_code,
-    )
-    outcome = evaluate(models, threats, protocol, options)
+    given = {name: value for name, value in locals().items() if name in RunOptions.__dataclass_fields__}
+    outcome = evaluate(models, threats, protocol, RunOptions(**given, out=out_dir, console=out))
     _tell(outcome)
     if outcome.failures:
         raise typer.Exit(1)

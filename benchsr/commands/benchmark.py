@@ -86,7 +86,7 @@ class Report:
         return Comparison(f"Board {self.folder.name}", self.name, b, {f"{self.name} - {b}": found})
 
     def _beside(self, other: str) -> Report:
-        cards = select(other, self.options.trust_code)
+        cards = select(other, self.options.trust_code, self.protocol.scale)
         if len(cards) != 1 or cards[0].id in self.models:
             raise InputError(
                 f"compare {self.name} with one other model, by its id where it is in the table; got {other!r}"
@@ -112,9 +112,9 @@ def benchmark(
     Raises BenchsrError for unusable arguments and networks; compact models and others never share a table.
     """
     told = RunOptions(**options)
-    chosen = protocol if isinstance(protocol, Protocol) else load_protocol(protocol)
-    own = select({name: network}, told.trust_code)
-    others = select(against, told.trust_code) if against else []
+    chosen = (protocol if isinstance(protocol, Protocol) else load_protocol(protocol)).override(scale=told.scale)
+    own = select({name: network}, told.trust_code, chosen.scale)
+    others = select(against, told.trust_code, chosen.scale) if against else []
     models = {card.id: card for card in own + others}
     if len(models) <= len(others):
         raise InputError(f"two of the models are called {name!r}; give the network another name")

@@ -387,8 +387,8 @@ class Worker:
 def _checked(sr: Tensor, sample: Sample) -> Tensor:
     """Answers (k, 3, 4h, 4w), clamped to [0, 1]. Raises ModelError where they are not of that shape, or not finite."""
     if sr.shape[1:] != sample.hr.shape:
-        seen, made = tuple(sample.lr.shape), tuple(sr.shape[1:])
-        raise ModelError(f"the model turned {seen} into {made}, not {tuple(sample.hr.shape)}")
+        seen, made, expected = ((1, *shape) for shape in (sample.lr.shape, sr.shape[1:], sample.hr.shape))
+        raise ModelError(f"the model turned {seen} into {made}, not {expected}")
     if not bool(torch.isfinite(sr).all()):
         raise ModelError("the model returned NaN or infinite values")
     return sr.float().clamp(0, 1)

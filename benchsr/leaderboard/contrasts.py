@@ -104,8 +104,6 @@ def helps(found: Sequence[Contrast], cards: Mapping[str, CardInfo]) -> list[Help
 
 def root_card(card: CardInfo, cards: Mapping[str, CardInfo]) -> str:
     """The card that owns the network."""
-    seen = {card.id}
-    while card.base is not None and card.base in cards and card.base not in seen:
+    while card.base is not None and card.base in cards:
         card = cards[card.base]
-        seen.add(card.id)
     return card.id.rpartition(BEHIND)[2]

@@ -284,9 +284,8 @@ def write_leaderboard(
     no rows any more are removed. Rows and columns without figures stand in the .csv alone, unless `missing`. Raises
     InputError for a folder that cannot be written.
     """
-    board = Leaderboard(
-        protocol, cards_at(protocol.scale, cards), sorted(records, key=lambda r: (r.model, r.threat, r.image))
-    )
+    ordered = sorted(records, key=lambda r: (r.model, r.threat, r.image))
+    board = Leaderboard(protocol, cards_at(protocol.scale, cards), ordered, missing)
     files: dict[str, str | bytes] = {}
     for name, table in board.tables.items():
         files[f"{name}.csv"] = _csv(frame(table))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import tiny_rrdb
+from torch import nn
 from toys import FakeLpips, Upscale, net, photos, toy_card
 
 import benchsr
@@ -120,3 +121,9 @@ def test_names_and_families_that_clash_are_refused_before_the_run(toy: str, tmp_
     with pytest.raises(InputError, match="train mode"):
         benchsr.benchmark(tiny_rrdb().train(), toy)
     assert not (tmp_path / "leaderboards").exists()
+
+
+def test_a_network_of_another_scale_is_measured_beside_models_of_that_scale(toy: str) -> None:
+    report = benchsr.benchmark(nn.Upsample(scale_factor=2).eval(), toy, threats="clean", scale=2)
+    assert set(report.table.model) == {"mine", "bicubic"}
+    assert report.folder.name == "toy-x2"

@@ -80,7 +80,8 @@ INFO = LeaderboardInfo("toy", "Toy protocol", "ab" * 32, ("Data: photos.",), THR
 
 
 def card(model: str, family: str = "paper", *, title: str = "", paper_row: bool = True) -> Card:
-    fields = {"id": model, "title": title or model.upper(), "family": family, "paper_row": paper_row, "base": "bicubic"}
+    origin = {"architecture": "bicubic"} if model == "bicubic" else {"base": "bicubic"}
+    fields = {"id": model, "title": title or model.upper(), "family": family, "paper_row": paper_row, **origin}
     texts = dict.fromkeys(("licence", "paper", "training_data", "fine_tuning_data"), f"about {model}")
     return Card.model_validate(fields | texts)
 
