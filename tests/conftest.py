@@ -9,6 +9,8 @@ from typing import Any
 
 # Idle OpenMP threads that spin would starve other processes on a small machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
