@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
@@ -28,6 +30,23 @@ def test_equal_figures_are_equal_bytes(kind: str, tmp_path: Path) -> None:
 def test_resolution(tmp_path: Path) -> None:
     save(line(), tmp_path / "figure.png")
     assert Image.open(tmp_path / "figure.png").size == (2 * DPI, DPI)
+
+
+def test_a_plot_has_few_colours_and_a_photograph_all_of_them(tmp_path: Path) -> None:
+    save(line(), tmp_path / "plot.png")
+    plain = io.BytesIO()
+    line().savefig(plain, format="png", dpi=DPI)
+    plot, full = Image.open(tmp_path / "plot.png"), Image.open(plain)
+    assert plot.mode == "P"
+    assert np.abs(np.asarray(plot.convert("RGB"), int) - np.asarray(full.convert("RGB"), int)).max() <= 8
+
+    figure = Figure(figsize=(2, 2))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.imshow(np.random.default_rng(0).random((2 * DPI, 2 * DPI, 3)), interpolation="none")
+    save(figure, tmp_path / "photograph.png")
+    shown = np.asarray(Image.open(tmp_path / "photograph.png").convert("RGB")).reshape(-1, 3)
+    assert len(np.unique(shown, axis=0)) > 10_000
 
 
 def diagonal(end: float) -> Figure | None:
