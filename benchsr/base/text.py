@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,8 +23,12 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *rows])
 
 
+@cache
 def templates(package: str, *, is_html: bool = False) -> Environment:
-    """The environment of the templates in `package`/templates. HTML is escaped unasked, Markdown by the filter `md`."""
+    """The environment of the templates in `package`/templates. HTML is escaped unasked, Markdown by the filter `md`.
+
+    One for each package, which keeps what it has compiled.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
