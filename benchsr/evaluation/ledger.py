@@ -184,7 +184,7 @@ class Ledger:
             self._write(records)
             write_timings(self.timings, records)
             self._write_singles(self.singles, records)
-            yield records
+            yield read_ledger(self.folder)  # in the file's order and digits: a later report is of the same
 
     def _write(self, records: Sequence[Record]) -> None:
         write_results(self.results, records, self.protocol.metrics.names)

@@ -55,6 +55,15 @@ def lines(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "results.csv", keep_default_na=False)
 
 
+def test_a_run_that_goes_on_derives_what_a_report_of_its_file_does(toy: Path) -> None:
+    run(toy, "bicubic", "noise")
+    outcome = run(toy, "bicubic", "clean,noise,fgsm", defence="bit-depth")
+    assert outcome.records == read_ledger(outcome.folder)
+    made = {file.name: file.read_bytes() for file in outcome.folder.iterdir()}
+    rewrite(toy, out=toy.parent / "out")
+    assert {file.name: file.read_bytes() for file in outcome.folder.iterdir()} == made
+
+
 def test_a_report_is_of_the_settings_that_made_the_figures(toy: Path) -> None:
     out = toy.parent / "out"
     run(toy, "bicubic", seed=7)
