@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
 from benchsr.base.files import cache_dir, write_atomic
@@ -46,7 +45,8 @@ def drawn(figure: Figure, kind: str = "png") -> bytes:
 
 
 def _has_photographs(figure: Figure) -> bool:
-    return any(np.ndim(image.get_array()) == 3 for axes in figure.axes for image in axes.images)
+    shown = [image.get_array() for axes in figure.axes for image in axes.images]
+    return any(pixels is not None and pixels.ndim == 3 for pixels in shown)
 
 
 def _in_few_colours(png: io.BytesIO) -> bytes:
