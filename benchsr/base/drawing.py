@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Set
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
+from pydantic import BaseModel
 
 from benchsr.base.files import cache_dir, write_atomic
 
@@ -71,9 +74,32 @@ def _sources() -> str:
     return hasher.hexdigest()
 
 
-def _draw(plot: Callable[..., Figure | None], inputs: tuple[object, ...], kind: str, made_by: str) -> bytes:
+def _draw(plot: Callable[..., Figure | None], inputs: tuple[object, ...], kind: str, made_of: str) -> bytes:
     figure = plot(*inputs)
     return drawn(figure, kind) if figure else b""
+
+
+class _Pickler(pickle.Pickler):
+    """Equal bytes for equal values, in every process."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.fast = True  # no references: they tell equal objects from one and the same
+
+    def reducer_override(self, value: Any) -> Any:
+        """What is pickled in place of a table or dataclass, whose sets are in an order that hangs on the process."""
+        if isinstance(value, BaseModel):
+            return str, (f"{type(value).__qualname__} {value.model_dump_json()}",)
+        if is_dataclass(value) and not isinstance(value, type):
+            held = [getattr(value, field.name) for field in fields(value)]
+            return tuple, ([type(value).__qualname__, *(sorted(v) if isinstance(v, Set) else v for v in held)],)
+        return NotImplemented
+
+
+def _hash(inputs: tuple[object, ...]) -> str:
+    buffer = io.BytesIO()
+    _Pickler(buffer).dump(inputs)
+    return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
 def drawn_once(plot: Callable[..., Figure | None], *inputs: object, kind: str = "png") -> bytes:
@@ -88,8 +114,8 @@ def drawn_once(plot: Callable[..., Figure | None], *inputs: object, kind: str = 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         memory = Memory(folder, verbose=0)
-        remembered = memory.cache(_draw)
-        arguments = (plot, inputs, kind, f"{_sources()} {mpl.__version__}")
+        remembered = memory.cache(_draw, ignore=["inputs"])  # whose hash joblib takes seconds for
+        arguments = (plot, inputs, kind, f"{_hash(inputs)} {_sources()} {mpl.__version__}")
         known = remembered.check_call_in_cache(*arguments)
         content: bytes = remembered(*arguments)
         if not known:

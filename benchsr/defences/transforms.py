@@ -12,10 +12,8 @@ from math import ceil
 
 import torch
 import torch.nn.functional as F
-from skimage.restoration import denoise_tv_chambolle
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.transforms.functional import gaussian_blur
 
 from benchsr.base import pixels
 from benchsr.base.rng import Randomised, generator
@@ -62,6 +60,8 @@ def median_filter(x: Tensor, *, size: int = 3) -> Tensor:
 
 def blur(x: Tensor, *, sigma: float = 0.8) -> Tensor:
     """LR is blurred by a Gaussian of `sigma` pixels."""
+    from torchvision.transforms.functional import gaussian_blur  # seconds to import, in every worker and command
+
     blurred: Tensor = gaussian_blur(x, [2 * ceil(3 * sigma) + 1] * 2, [sigma] * 2)
     return blurred
 
@@ -75,6 +75,8 @@ def resize(x: Tensor, *, factor: float = 0.5) -> Tensor:
 
 def denoise(x: Tensor, *, weight: float = 0.05) -> Tensor:
     """The image near LR of least total variation (Chambolle 2004; as a defence Guo et al. 2018), by scikit-image."""
+    from skimage.restoration import denoise_tv_chambolle
+
     return pixels.by_image(x, lambda image: denoise_tv_chambolle(image, weight=weight, channel_axis=-1))  # type: ignore[no-untyped-call]
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +78,37 @@ def test_a_figure_is_drawn_once_for_the_same_inputs_and_code(tmp_path: Path, mon
     monkeypatch.setattr("benchsr.base.drawing._sources", lambda: "other code")
     assert drawn_once(diagonal, 1.0) == first
     assert calls == ["png", "png", "svg", "png"]
+
+
+HASHED = """
+from dataclasses import dataclass
+from benchsr.base.drawing import _hash
+from benchsr.models.zoo import load_card
+
+@dataclass(frozen=True)
+class Row:
+    marked: frozenset
+    twice: tuple
+
+one = "".join(["a", "b"])
+print(_hash((Row(frozenset(map(str, range(50))), (one, {twice})), load_card("bicubic"))))
+"""
+
+
+def test_equal_inputs_are_known_again_in_another_process() -> None:
+    """Sets come in an order that hangs on the process, and equal strings may be one or two."""
+    hashes = [
+        subprocess.run(
+            [sys.executable, "-c", HASHED.format(twice=twice)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed, twice in (("1", "one"), ("2", "''.join(['a', 'b'])"))
+    ]
+    assert hashes[0] == hashes[1]
+    assert len(hashes[0].strip()) == 64
 
 
 def test_without_a_cache_folder_a_figure_is_just_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
