@@ -158,7 +158,7 @@ def write(board: Path) -> str:
     cells = grid(table, pixels)
     attacked = [t for t in table.columns if t in ATTACKS]
     share = len(attacked) / len(table.columns)
-    return (
+    page: str = (
         jinja2.Template(TEMPLATE.read_text())
         .render(
             board=board,
@@ -179,6 +179,7 @@ def write(board: Path) -> str:
         .rstrip("\n")
         + "\n"
     )
+    return page
 
 
 if __name__ == "__main__":
