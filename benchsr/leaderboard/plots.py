@@ -311,6 +311,9 @@ def plot_corruptions(
         if shown:
             ax.set_xticks(range(len(shown[0].kinds)), list(shown[0].kinds), rotation=90, fontsize=8)
         ax.set_yscale("log")
+        for formatted in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            formatted("{x:g}")
+        ax.tick_params(axis="y", which="both", labelsize=8)
         ax.set_ylabel(f"{ERRORS[metric][0]}, relative to bicubic", fontsize=9)
         ax.grid(color=GRID, linewidth=0.7)
     return figure
