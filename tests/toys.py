@@ -106,20 +106,15 @@ def toy_card(folder: Path, name: str, *, seed: int = 0, scale: int = 4, more: st
     return str(card)
 
 
-def package(site: Path, name: str, groups: Mapping[str, Mapping[str, str]], code: str, *, version: str = "1.0") -> Path:
-    """Install a package of one module into the folder `site`, as pip leaves it; returns the module.
-
-    `groups`: its entry points, group by group.
-    """
+def package(site: Path, name: str, groups: Mapping[str, Mapping[str, str]], code: str, version: str = "1.0") -> None:
+    """Install a package of one module into the folder `site`, as pip leaves it, with its entry points by group."""
     info = site / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()) for group, points in groups.items()]
     (info / "entry_points.txt").write_text("\n".join(lines))
-    module = site / f"{name.replace('-', '_')}.py"
-    module.write_text(code + "\n")
+    (site / f"{name.replace('-', '_')}.py").write_text(code + "\n")
     importlib.invalidate_caches()
-    return module
 
 
 def photos(folder: Path, n: int = 3, side: int = 64) -> Path:
