@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from benchsr.commands.compare import compare_named
 from benchsr.commands.run import evaluate
 from benchsr.commands.submit import submit
 from benchsr.data.datasets import load_dataset
-from benchsr.defences.table import DEFENCES, Defence
+from benchsr.defences.table import DEFENCES, Defence, load_model
 from benchsr.evaluation.options import RunOptions
 from benchsr.evaluation.plan import plan, resolve
 from benchsr.evaluation.protocol import load_protocol
@@ -32,7 +33,7 @@ from benchsr.models.live import select
 from benchsr.models.zoo import zoo
 from benchsr.results.records import write_results
 from benchsr.site.build import build_site
-from benchsr.threats.table import THREATS, ThreatSpec
+from benchsr.threats.table import THREATS, ThreatSpec, load_threat
 
 
 def darken(x: Tensor, gens: Sequence[torch.Generator], *, by: float = 0.25) -> Tensor:
@@ -269,3 +270,16 @@ def test_a_model_that_is_no_card_of_its_own_is_left_out(
     assert "toy-plain" not in list(zoo())
     assert zoo()["bicubic"].id == "bicubic"
     assert "model 'toy-plain' of odd 1.0 cannot be used (it " in caplog.messages[0]
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_the_package_of_the_docs_works(site: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+    project, code = (text.partition(f"```{kind}\n")[2].partition("```")[0] for kind in ("toml", "python"))
+    toy_card(site, "my-model")
+    package(site, "my-robustness", tomllib.loads(project)["project"]["entry-points"], code)
+    lr = torch.rand((1, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(load_threat("darker")(load_model("bicubic"), lr, torch.zeros(1, 3, 32, 32)), (lr - 0.1).clamp(0))
+    answers = [load_model(model)(lr) for model in ("brighter+my-model", "my-model")]
+    assert torch.allclose(answers[0], answers[1] + 0.1)
+    assert METRICS["contrast"]({"sr": answers[1].clamp(0, 1)}).shape == (1,)
