@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,18 @@ def ray_cores() -> Iterator[None]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return make_images(tmp_path / "images")
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that `toys.package` installs into; what was imported from it is forgotten."""
+    folder, before = tmp_path / "site-packages", set(sys.modules)
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    yield folder
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
+            del sys.modules[name]
 
 
 def make_images(folder: Path, count: int = 4, side: int = 72) -> Path:

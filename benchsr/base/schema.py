@@ -8,9 +8,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, StringConstraints, TypeAdapter, ValidationError
 
-from benchsr.base.errors import CardError
+from benchsr.base.errors import CardError, InputError
 
 DIGITS = r"[0-9a-f]"
 
@@ -21,6 +21,14 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
 
 MAX_CARD_BYTES = 64 << 10
+
+
+def require_id(name: str) -> None:
+    """Raise InputError where `name` cannot be an id."""
+    try:
+        TypeAdapter(Id).validate_python(name)
+    except ValidationError:
+        raise InputError(f"{name!r} cannot be an id: use a-z, 0-9, '.' and '-', at most 64 of them") from None
 
 
 class Table(BaseModel):

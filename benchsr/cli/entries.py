@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -15,7 +16,12 @@ from benchsr.base.registry import Registry
 from benchsr.cli.options import out
 
 if TYPE_CHECKING:
+    from benchsr.data.cards import DataCard
+    from benchsr.defences.table import Defence
+    from benchsr.evaluation.protocol import Protocol
+    from benchsr.metrics.quality import Metric
     from benchsr.models.cards import Card
+    from benchsr.threats.table import ThreatSpec
 
 Rows = Iterator[tuple[str, ...]]
 
@@ -24,18 +30,17 @@ def _scales(scales: Sequence[int | str]) -> str:
     return ", ".join(f"x{scale}" if isinstance(scale, int) else scale for scale in scales)
 
 
-def _models() -> Rows:
-    from benchsr.models.zoo import availability, zoo
+def _models(cards: Registry[Card]) -> Rows:
+    from benchsr.models.zoo import availability
 
-    return ((card.id, card.title, card.family, _scales([card.scale]), availability(card)[1]) for card in zoo().values())
+    return ((card.id, card.title, card.family, _scales([card.scale]), availability(card)[1]) for card in cards.values())
 
 
-def _threats() -> Rows:
+def _threats(threats: Registry[ThreatSpec]) -> Rows:
     from benchsr.threats.severities import KINDS, SEVERITIES
-    from benchsr.threats.table import THREATS
 
-    for threat, spec in THREATS.items():
-        if spec.group:
+    for threat, spec in threats.items():
+        if spec.group in KINDS:
             continue
         pairs = (f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in spec.defaults.items())
         yield threat, spec.title, spec.kind, ", ".join(pairs)
@@ -44,57 +49,62 @@ def _threats() -> Rows:
         yield f"{name}-1 ... -{len(SEVERITIES)}", kind.title, "corruption", "; ".join(values)
 
 
-def _defences() -> Rows:
-    from benchsr.defences.table import DEFENCES
+def _metrics(metrics: Registry[Metric]) -> Rows:
+    return ((m.name, m.title, m.unit, m.direction, m.details) for m in metrics.values())
 
-    for name, defence in DEFENCES.items():
+
+def _defences(defences: Registry[Defence]) -> Rows:
+    for name, defence in defences.items():
         yield name, defence.title, ", ".join(f"{k}={v}" for k, v in defence.defaults.items()), defence.attacked
 
 
-def _datasets() -> Rows:
-    from benchsr.data.cards import DATASETS
+def _datasets(cards: Registry[DataCard]) -> Rows:
     from benchsr.data.fetching import state
 
-    return ((card.id, card.title, str(card.count), _scales(card.scales), state(card)[1]) for card in DATASETS.values())
+    return ((card.id, card.title, str(card.count), _scales(card.scales), state(card)[1]) for card in cards.values())
 
 
-def _protocols() -> Rows:
-    from benchsr.evaluation.protocol import protocols
-
-    return ((protocol.id, protocol.title, protocol.dataset) for protocol in protocols().values())
+def _protocols(protocols: Registry[Protocol]) -> Rows:
+    return ((protocol.id, protocol.title, protocol.dataset) for protocol in protocols.values())
 
 
-LISTINGS: dict[str, tuple[tuple[str, ...], Callable[[], Rows]]] = {
-    "models": (("id", "title", "family", "scale", "weights"), _models),
-    "threats": (("id", "title", "kind", "settings"), _threats),
-    "defences": (("id", "title", "settings", "attacked through"), _defences),
-    "datasets": (("id", "title", "images", "scales", "files"), _datasets),
-    "protocols": (("id", "title", "data"), _protocols),
+LISTINGS: dict[str, tuple[str, tuple[str, ...], Callable[[Registry[Any]], Rows]]] = {
+    "models": ("benchsr.models.zoo:zoo", ("id", "title", "family", "scale", "weights"), _models),
+    "threats": ("benchsr.threats.table:THREATS", ("id", "title", "kind", "settings"), _threats),
+    "metrics": ("benchsr.metrics.quality:METRICS", ("id", "title", "unit", "direction", "computed"), _metrics),
+    "defences": ("benchsr.defences.table:DEFENCES", ("id", "title", "settings", "attacked through"), _defences),
+    "datasets": ("benchsr.data.cards:DATASETS", ("id", "title", "images", "scales", "files"), _datasets),
+    "protocols": ("benchsr.evaluation.protocol:protocols", ("id", "title", "data"), _protocols),
 }
-"""What can be listed: columns, and where the rows come from."""
+"""What can be listed: the table, or what makes it, imported only when it is; columns, and how entries become rows."""
 
 
 def list_entries(
-    kind: Annotated[str, typer.Argument(help="models, threats, defences, datasets or protocols.")],
+    kind: Annotated[str, typer.Argument(help="models, threats, metrics, defences, datasets or protocols.")],
 ) -> None:
-    """List what benchsr knows."""
-    columns, rows = Registry("kind of entry", LISTINGS)[kind]
+    """List what benchsr knows, and which package brought what is not its own."""
+    name, columns, rows = Registry("kind of entry", LISTINGS)[kind]
+    found = resolve_name(name)
+    entries: Registry[Any] = found if isinstance(found, Registry) else found()
+    listed = list(rows(entries))
+    brought = entries.origins(row[0] for row in listed)
     table = Table()
-    for column in columns:
+    for column in (*columns, *["from"] * bool(brought)):
         table.add_column(column, no_wrap=column == "id")
-    for row in rows():
-        table.add_row(*row)
+    for row in listed:
+        table.add_row(*row, *[brought.get(row[0], "benchsr")] * bool(brought))
     out.print(table)
 
 
 def show(
-    entry: Annotated[str, typer.Argument(metavar="ID", help="A model, threat, defence, data set or protocol.")],
+    entry: Annotated[str, typer.Argument(metavar="ID", help="A model, threat, metric, defence, data set or protocol.")],
 ) -> None:
     """Show everything about one entry."""
     from benchsr.data.cards import DATASETS, is_data_card, load_data_card
     from benchsr.data.fetching import state
     from benchsr.defences.table import DEFENCES
     from benchsr.evaluation.protocol import protocols
+    from benchsr.metrics.quality import METRICS
     from benchsr.models.zoo import BEHIND, FACTORY, WEIGHTS, availability, load_card, zoo
     from benchsr.threats.table import THREATS
 
@@ -111,6 +121,10 @@ def show(
         out.print({"threat": entry, "title": spec.title, "kind": spec.kind, "settings": spec.defaults})
         if spec.make is not None:
             out.print(inspect.getdoc(spec.make) or "")
+    elif entry in METRICS:
+        metric = METRICS[entry]
+        out.print({"metric": entry, "title": metric.title, "unit": metric.unit, "asks": metric.asks})
+        out.print(f"{inspect.getdoc(metric.function) or metric.details}\n{metric.direction}.", highlight=False)
     elif entry in DEFENCES:
         defence = DEFENCES[entry]
         out.print({"defence": entry, "title": defence.title, "random": defence.random, "settings": defence.defaults})
@@ -120,7 +134,7 @@ def show(
         out.print({"protocol": protocol.figures(), "fingerprint": protocol.fingerprint})
         out.print("\n".join(protocol.description))
     else:
-        known = [*zoo(), *THREATS, *DEFENCES, *DATASETS, *protocols()]
+        known = [*zoo(), *THREATS, *METRICS, *DEFENCES, *DATASETS, *protocols()]
         Registry("entry", dict.fromkeys(known))[entry]
 
 

@@ -217,6 +217,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], *tuple[str, ...]]] = {
         list_entries,
         "benchsr list models",
         "benchsr list threats",
+        "benchsr list metrics",
         "benchsr list defences",
     ),
     "show": (

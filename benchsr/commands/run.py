@@ -21,7 +21,7 @@ from benchsr.evaluation.cache import AttackCache
 from benchsr.evaluation.executors import Executor, InProcess
 from benchsr.evaluation.ledger import Ledger, environment, identity
 from benchsr.evaluation.options import RunOptions
-from benchsr.evaluation.plan import Cell, keys_today, plan, resolve
+from benchsr.evaluation.plan import Cell, keys_today, plan, plugins, resolve
 from benchsr.evaluation.protocol import Protocol, load_protocol, select_threats
 from benchsr.evaluation.worker import Worker, slowest_first
 from benchsr.leaderboard import write_leaderboard
@@ -74,7 +74,8 @@ def evaluate(
     cells, missing = plan(chosen, rows, threat_ids, data, executor.device.type, options.limit)
     planned = [record for cell in cells for record in cell.records] + missing
 
-    ledger = Ledger(Path(options.out) / chosen.board, chosen, environment(executor.device))
+    made_in = environment(executor.device, plugins(chosen, threat_ids, cards).values())
+    ledger = Ledger(Path(options.out) / chosen.board, chosen, made_in)
     known = ledger.open()
     found = {**zoo(), **zoo_at(chosen.scale), **defended_cards(dict.fromkeys(r.model for r in known))}
     others = [found[m] for m in {r.model for r in known} - {card.id for card in cards} if m in found]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +16,7 @@ from benchsr.commands.report import about_leaderboard
 from benchsr.commands.run import evaluate
 from benchsr.data.datasets import load_dataset
 from benchsr.evaluation.options import RunOptions
+from benchsr.evaluation.plan import plugins
 from benchsr.evaluation.protocol import Protocol, load_protocol
 from benchsr.leaderboard import LeaderboardInfo
 from benchsr.leaderboard.flags import FLAGS, flags
@@ -86,7 +87,8 @@ def submit(
     info = about_leaderboard(
         chosen, load_dataset(chosen.dataset, crop=chosen.crop, scale=chosen.scale).first(chosen.images)
     )
-    text = _text(card, network, records, differences, info)
+    brought = plugins(chosen, chosen.threats, [card])
+    text = _text(card, network, records, differences, info, brought)
     write_atomic(out or Path(f"{card.id}-pull-request.md"), text)
     return Submission(card, network, records, differences, text)
 
@@ -122,10 +124,19 @@ def row(records: Sequence[Record], info: LeaderboardInfo) -> str:
 
 
 def _text(
-    card: Card, network: str, records: Sequence[Record], differences: Sequence[str], info: LeaderboardInfo
+    card: Card,
+    network: str,
+    records: Sequence[Record],
+    differences: Sequence[str],
+    info: LeaderboardInfo,
+    brought: Mapping[str, str],
 ) -> str:
     raised = sorted({flag for found in flags(records).values() for flag in found})
     values = {"card": card, "network": network, "protocol": info, "row": row(records, info), "differences": differences}
-    values |= {"failed": sum(r.status is Status.FAILED for r in records), "confidence": f"{CONFIDENCE:.0%}"}
+    values |= {
+        "brought": brought,
+        "failed": sum(r.status is Status.FAILED for r in records),
+        "confidence": f"{CONFIDENCE:.0%}",
+    }
     values |= {"flags": {flag: FLAGS[flag] for flag in raised}, "repeated": [t for t in REPEATED if t in info.threats]}
     return templates("benchsr.commands").get_template("submission.md.j2").render(values)

@@ -107,6 +107,8 @@ DEFENCES: Registry[Defence] = Registry(
         "random-resize-pad": Defence("Random size and place", _resized_and_padded, random=True),
         "self-ensemble": Defence("Self-ensemble (x8)", _ensembled),
     },
+    group="benchsr.defences",
+    of=Defence,
 )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -42,11 +42,15 @@ PACKAGES = ("benchsr", "torch", "torchvision", "torchattacks", "lpips", "spandre
 """Packages whose versions an environment names: those that compute figures."""
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """What a figure may hang on beside protocol, data and weights: versions, device and processor."""
+def environment(device: torch.device, plugins: Iterable[str] = ()) -> dict[str, Any]:
+    """What a figure may hang on beside protocol, data and weights: versions, device and processor.
+
+    `plugins`: packages that bring entries, with their versions ("my-package 1.0").
+    """
     gpu = device.type == "cuda"
+    others = dict(sorted(plugin.rsplit(" ", 1) for plugin in set(plugins)))
     return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, **others},
         "device": torch.cuda.get_device_name() if gpu else "cpu",
         "processor": torch.backends.cpu.get_cpu_capability(),
         "platform": f"{platform.system()} {platform.machine()}",

@@ -8,14 +8,16 @@ from typing import Any
 
 from benchsr.base.errors import BenchsrError, InputError, UnavailableError
 from benchsr.base.files import digest
+from benchsr.base.registry import Registry
 from benchsr.data.datasets import Dataset, load_dataset
 from benchsr.defences.table import DEFENCES, deployment
 from benchsr.evaluation.protocol import CODE_VERSION, Protocol
 from benchsr.metrics.perceptual import TRUNKS, trunk_sha256
+from benchsr.metrics.quality import METRICS
 from benchsr.models.cards import MRS, Card, Deployment
-from benchsr.models.zoo import network_key
+from benchsr.models.zoo import network_key, zoo
 from benchsr.results.records import Record, Status
-from benchsr.threats.table import Threat
+from benchsr.threats.table import THREATS, Threat
 
 
 @dataclass(frozen=True)
@@ -213,9 +215,9 @@ def _cell(
     network = group[0].network
     settings = {name: value for name, value in threat.settings.items() if name != "singles"}  # of scoring, below
     cause: dict[str, Any] = {"threat": threat.id, "settings": settings, "seed": protocol.seed}
-    cause |= {"quantise_lr": protocol.quantise_lr}
+    cause |= {"quantise_lr": protocol.quantise_lr, **_origin(THREATS, threat.id)}
     if threat.objective:
-        cause |= {"network": network, "precision": protocol.precision, "smoothing": seen, "device": device}
+        cause |= {"network": network, "precision": protocol.precision, "smoothing": _keyed(seen), "device": device}
         cause |= {"perceptual": _perceptual_key(threat)}
         cause["settings"] = dict(facing(threat, group[0].card).settings)
         if seen and not DEFENCES[seen.defence].differentiable:
@@ -228,9 +230,40 @@ def _cell(
     scored: list[Any] = [network, metrics.model_dump(), protocol.evaluations, protocol.seed]
     scored += [metrics.versions] * bool(metrics.versions)
     scored += [{"singles": threat.singles}] * bool(threat.singles)
-    deployed = {row.card.id: deployment(row.card, threat.like) for row in group}
+    deployed = {row.card.id: _keyed(deployment(row.card, threat.like)) for row in group}
     records = (replace(t, key=digest([attack_keys[t.image], scored, deployed[t.model]])) for t in templates)
     return Cell(threat.id, {row.card.id: row.card for row in group}, samples, tuple(records), attack_keys)
+
+
+def _origin(table: Registry[Any], name: str) -> dict[str, str]:
+    """What the key of something computed by an entry of `table` adds: the package that brought it, if one did."""
+    return {"origin": found} if (found := table.origins([name]).get(name)) else {}
+
+
+def _keyed(deployed: Deployment | None) -> Any:
+    """A deployment as keys have it."""
+    origin = _origin(DEFENCES, deployed.defence) if deployed else {}
+    return [deployed, origin] if origin else deployed
+
+
+def plugins(protocol: Protocol, threats: Iterable[str], cards: Iterable[Card]) -> dict[str, str]:
+    """What other packages bring to a plan, in words ("threat darker"), with the package and its version.
+
+    A model is a card, whose weights its key is made of: its package is in no key.
+    """
+    cards = list(cards)
+    files = {zoo()[model].file: model for model in zoo().origins(zoo())}
+    used: dict[str, tuple[Registry[Any], Iterable[str]]] = {
+        "threat": (THREATS, threats),
+        "metric": (METRICS, protocol.metrics.names),
+        "defence": (DEFENCES, (card.defence.name for card in cards if card.defence)),
+        "model": (zoo(), (files[card.file] for card in cards if card.file in files)),
+    }
+    return {
+        f"{kind} {name}": origin
+        for kind, (table, names) in used.items()
+        for name, origin in table.origins(names).items()
+    }
 
 
 def keys_today(

@@ -118,7 +118,9 @@ class Protocol(Table):
         """Everything that can change a figure, every threat's settings spelled out."""
         fields = self.model_dump(exclude={"title", "notes", "settings", "objective", "threats"})
         versions = {"versions": self.metrics.versions} if self.metrics.versions else {}
-        return {**fields, "threats": {t: dict(self.threat(t).settings) for t in self.threats}, **versions}
+        threats = {"threats": {t: dict(self.threat(t).settings) for t in self.threats}}
+        origins = {"origins": found} if (found := THREATS.origins(self.threats)) else {}
+        return {**fields, **threats, **versions, **origins}
 
     @property
     def description(self) -> list[str]:

@@ -284,7 +284,7 @@ class _Metrics(Registry[Metric]):
         return _of_pyiqa(name) if name.startswith(iqa.PREFIX) else super().__getitem__(name)
 
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or str(name).startswith(iqa.PREFIX)
+        return str(name).startswith(iqa.PREFIX) or super().__contains__(name)
 
 
 def _of_pyiqa(name: str) -> Metric:
@@ -335,6 +335,8 @@ METRICS: Registry[Metric] = _Metrics(
             ),
         )
     },
+    group="benchsr.metrics",
+    of=Metric,
 )
 """A metric is added by its entry here."""
 
@@ -362,8 +364,11 @@ class MetricSettings(Table):
 
     @property
     def versions(self) -> dict[str, str]:
-        """Metric -> the library that computes it, where that is not ours: part of every key and fingerprint."""
-        return {name: METRICS[name].version for name in self.names if METRICS[name].version}
+        """Metric -> the library or package that computes it, where that is not ours: of every key and fingerprint."""
+        versions = {name: METRICS[name].version for name in self.names}
+        for name, origin in METRICS.origins(self.names).items():
+            versions[name] = "; ".join(filter(None, (origin, versions[name])))
+        return {name: version for name, version in versions.items() if version}
 
     @property
     def description(self) -> str:

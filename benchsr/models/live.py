@@ -12,14 +12,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from benchsr.base.errors import BenchsrError, InputError, ModelError
 from benchsr.base.inference import require_repeated
 from benchsr.base.pairs import USUAL, Scale
 from benchsr.base.rng import Randomised
-from benchsr.base.schema import Id
+from benchsr.base.schema import require_id
 from benchsr.models.cards import UNSTATED, Card, Live
 from benchsr.models.network import load_network
 from benchsr.models.zoo import FACTORY, WEIGHTS, load_card, named, renamed, require_free, select_cards
@@ -45,7 +44,7 @@ def select(models: str | Mapping[str, Model], trust_code: bool = False, scale: S
 
 
 def _mapped_card(row: str, model: Model, trust_code: bool, scale: Scale) -> Card:
-    _require_id(row)
+    require_id(row)
     if isinstance(model, nn.Module):
         return live(row, model, scale)
     if isinstance(model, Card):
@@ -63,13 +62,6 @@ def _named_card(text: str, trust_code: bool, scale: Scale) -> Card:
     if Path(what).suffix in WEIGHTS:
         try_out(card)
     return card
-
-
-def _require_id(row: str) -> None:
-    try:
-        TypeAdapter(Id).validate_python(row)
-    except ValidationError:
-        raise InputError(f"{row!r} cannot be an id: use a-z, 0-9, '.' and '-', at most 64 of them") from None
 
 
 def live(row: str, network: nn.Module, scale: Scale = USUAL) -> Live:
@@ -148,7 +140,7 @@ def made(factory: str, row: str = "", scale: Scale = USUAL) -> Live:
     if not isinstance(network, nn.Module):
         raise ModelError(f"{factory} returned a {type(network).__name__}, not a network (torch.nn.Module)")
     row = row or path.rpartition(".")[2].lower().replace("_", "-").strip("-")
-    _require_id(row)
+    require_id(row)
     return live(row, network, scale)
 
 

@@ -29,7 +29,8 @@ def zoo_dir() -> Path:
 
 @cache
 def zoo(*extra_dirs: str | Path) -> Registry[Card]:
-    """All cards of the packaged zoo, and of `extra_dirs`: the paper's rows in its order, then others, then compact.
+    """All cards of the packaged zoo, and of `extra_dirs`: the paper's rows in its order, then others, then compact; and
+    those of installed packages, entry points `benchsr.models`, each a `Card` under its id.
 
     Raises CardError, naming file and field, for a card that does not follow the schema, whose `base` does not exist or
     leads back to itself, or whose id is taken.
@@ -41,13 +42,13 @@ def zoo(*extra_dirs: str | Path) -> Registry[Card]:
         name = card.id.removeprefix("compact-")
         return card.family == "compact", PAPER_ROWS.index(name) if name in PAPER_ROWS else len(PAPER_ROWS), card.id
 
-    registry: Registry[Card] = Registry("model")
+    found: dict[str, Card] = {}
     for card in sorted(cards, key=rank):
-        if card.id in registry:
+        if card.id in found:
             raise CardError(f"{card._folder / card.id}.toml: id: {card.id!r} is taken by another card")
-        registry.add(card.id, card)
+        found[card.id] = card
         root_card(card)
-    return registry
+    return Registry("model", found, group="benchsr.models", of=Card)
 
 
 def zoo_at(scale: Scale) -> Registry[Card]:

@@ -227,7 +227,10 @@ CORRUPTIONS: dict[str, ThreatSpec] = {
 """The corruption suite, kind by kind."""
 
 THREATS: Registry[ThreatSpec] = Registry(
-    "threat", {**FIXED, **ADAPTIVE, **EUCLIDEAN, **SINGLE, **ENSEMBLE, **CORRUPTIONS}
+    "threat",
+    {**FIXED, **ADAPTIVE, **EUCLIDEAN, **SINGLE, **ENSEMBLE, **CORRUPTIONS},
+    group="benchsr.threats",
+    of=ThreatSpec,
 )
 
 GROUPS: Mapping[str, tuple[str, ...]] = {"autoattack-sr": tuple(ENSEMBLE)}
