@@ -24,8 +24,9 @@ class Smoothed(Randomised):
     lower of the two middle draws. Raises InputError unless sigma > 0 and n >= 1.
 
     Memory beyond one forward pass of one chunk of draws: the n outputs of one image, 4 bytes an element, and a few MB.
-    Gradients, of the input and of parameters that require them, cost one more pass and no more memory: the draws are
-    made again, one chunk at a time, and each output element's gradient flows through the draw that was its median.
+    Each output element's gradient, by the input and by parameters that require it, flows through the draw that was its
+    median. Where the draws are more than one chunk it costs one more pass and no more memory: they are made again, one
+    chunk at a time.
     On the CPU the chunks are those of `draw_slices`, the same for everyone; on a GPU `draws_at_once` go together, which
     changes rounding at most.
     """
@@ -63,10 +64,15 @@ class Smoothed(Randomised):
     def forward(self, x: Tensor, ids: Sequence[str] | None = None, purpose: str = "evaluation-0") -> Tensor:
         """Median SR (N, 3, sh, sw), unclamped, of `x` (N, 3, h, w) in [0, 1]."""
         ids = [str(i) for i in range(len(x))] if ids is None else ids
-        if self.n == 1:  # nothing to choose from: one pass, not two
-            return torch.cat([self.network(next(self.noisy(x, i, purpose))[1]) for x, i in zip(x, ids, strict=True)])
+        return torch.stack([self._image(image, i, purpose) for image, i in zip(x, ids, strict=True)])
+
+    def _image(self, x: Tensor, sample_id: str, purpose: str) -> Tensor:
+        if len(list(draw_slices(self.n, x, self.draws_at_once))) == 1:  # backward holds one chunk anyway
+            draws = self.network(next(self.noisy(x, sample_id, purpose))[1])
+            return draws.gather(0, _median(draws.detach())[1][None])[0]
         parameters = [p for p in self.network.parameters() if p.requires_grad]
-        return torch.stack([_Median.apply(self, i, purpose, x, *parameters) for x, i in zip(x, ids, strict=True)])
+        median: Tensor = _Median.apply(self, sample_id, purpose, x, *parameters)
+        return median
 
 
 def _median(draws: Tensor) -> tuple[Tensor, Tensor]:

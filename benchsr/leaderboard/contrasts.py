@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import numpy as np
-
-from benchsr.leaderboard.scores import NOT_RUN, SCORED, SIGN, Cell, Estimate, make_cell, subtract
-from benchsr.leaderboard.tables import CardInfo
+from benchsr.leaderboard.scores import NOT_RUN, SCORED, SIGN, Cell, Estimate, Grid, subtract, worst
+from benchsr.leaderboard.tables import LAYOUTS, CardInfo
 from benchsr.models.zoo import BEHIND
-from benchsr.results.records import Record, Status
-from benchsr.threats.table import ADAPTIVE, SWEEP
-
-FIXED_ATTACKS = ("fgsm", "bim", "pgd")
-"""The paper's attacks that share the eps of the adaptive ones; CW has no eps and is left out of the comparison."""
-
-ADAPTIVE_ATTACKS = tuple(t for t, spec in ADAPTIVE.items() if spec.kind == "attack" and t not in SWEEP)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,28 +56,15 @@ def effect(difference: Estimate, metric: str) -> str:
     return EFFECTS[int(low > 0) - int(high < 0)]
 
 
-def worst_case(records: Iterable[Record], threats: Sequence[str], expected: int) -> dict[str, Cell]:
-    """For each model a cell of its images' worst figures over `threats`; images without all of them do not count."""
-    images: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        if record.threat in threats and record.status is Status.OK:
-            images.setdefault((record.model, record.image), []).append(record)
-    models: dict[str, list[Record]] = {}
-    for (model, _), found in images.items():
-        if {r.threat for r in found} == set(threats):
-            scores = np.array([[r.scores.get(metric, np.nan) for metric in SCORED] for r in found])
-            worst = SIGN * (SIGN * scores).min(axis=0)
-            models.setdefault(model, []).append(
-                replace(found[0], scores=dict(zip(SCORED, worst.tolist(), strict=True)))
-            )
-    return {model: make_cell(rows, expected) for model, rows in models.items()}
-
-
-def contrasts(records: Sequence[Record], cards: Mapping[str, CardInfo], expected: int) -> list[Contrast]:
-    """Every model that met both the paper's attacks and the adaptive ones; `expected` images make a full set."""
-    fixed = worst_case(records, FIXED_ATTACKS, expected)
-    every = worst_case(records, (*FIXED_ATTACKS, *ADAPTIVE_ATTACKS), expected)
-    return [Contrast(card, fixed.get(model, NOT_RUN), every[model]) for model, card in cards.items() if model in every]
+def contrasts(grid: Grid, cards: Mapping[str, CardInfo]) -> list[Contrast]:
+    """Every model that is complete under both the paper's attacks and the adaptive ones."""
+    found = []
+    for model, card in cards.items():
+        groups = (LAYOUTS[name].worst for name in ("table2", "adaptive"))
+        fixed, every = (worst([grid.get((model, threat), NOT_RUN) for threat in group]) for group in groups)
+        if every.ok:
+            found.append(Contrast(card, fixed, every))
+    return found
 
 
 def helps(found: Sequence[Contrast], cards: Mapping[str, CardInfo]) -> list[Help]:

@@ -18,7 +18,7 @@ from benchsr.leaderboard.flags import FLAGS
 from benchsr.leaderboard.plots import ATTACKS
 from benchsr.leaderboard.report import Leaderboard
 from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN
-from benchsr.leaderboard.tables import AVERAGE, CardInfo, Table, expected_images, frame, show
+from benchsr.leaderboard.tables import CardInfo, Table, expected_images, frame, show
 from benchsr.metrics.quality import METRICS
 from benchsr.threats.table import THREATS
 
@@ -89,8 +89,8 @@ def table_exhibit(board: Leaderboard, whole: Table, table: Table) -> Exhibit:
     shown = {row.card.id for row in table.rows}
     if unshown := [row.card.id for row in whole.rows if row.card.id not in shown]:
         caption += f" Without figures: {', '.join(unshown)}."
-    titles = {AVERAGE: "Average"} | {t: THREATS[t].title for t in table.layout.threats}
-    heads = [(titles[column], METRICS[metric].title) for column, metric in columns]
+    caption += f" {table.derivation}" if table.derivation else ""
+    heads = [(table.layout.heading(column), METRICS[metric].title) for column, metric in columns]
     return Exhibit(caption, heads, [row.card.title for row in table.rows], cells, frame(whole), frozenset(best))
 
 

@@ -86,7 +86,7 @@ def printed_grid(name: str) -> Grid:
     """A printed table as cells, its averages as printed. They are exact: their intervals have no width."""
     table = printed_table(name)
     cells: dict[tuple[str, str], Cell] = {}
-    for column in LAYOUTS[name].columns:
+    for column in LAYOUTS[name].among(()).columns:  # nothing derived by us
         values = table[[f"{column}_{metric}" for metric in SCORED]].to_numpy(dtype=np.float64)
         cells |= {(str(m), column): Cell(1, v, v[None], "ok") for m, v in zip(table.index, values, strict=True)}
     return cells
@@ -135,7 +135,7 @@ def rank_correlation(grid: Grid, scale: Scale = SCALES["paper"]) -> pd.DataFrame
     lines = []
     for name in ("table1", "table2", "table3"):
         ours, printed = with_average(name, grid), printed_grid(name)
-        for threat in LAYOUTS[name].columns:
+        for threat in dict.fromkeys(threat for _, threat in printed):
             models = [m for m, t in printed if t == threat and scale.cell(ours, m, threat).ok]
             reproduced = sum(m in scale.reproduced for m in models)
             for i, metric in enumerate(SCORED):

@@ -21,9 +21,9 @@ from benchsr.leaderboard.compare import LEVEL, POWER, Difference
 from benchsr.leaderboard.corruption import ERRORS, profiles
 from benchsr.leaderboard.scores import NOT_RUN, SCORED, Cell, Floats, Grid, average, interval, sign
 from benchsr.leaderboard.tables import (
-    AVERAGE,
     FAMILIES,
     LAYOUTS,
+    WORST,
     CardInfo,
     LeaderboardInfo,
     Table,
@@ -119,8 +119,8 @@ def plot_table(table: Table, protocol: LeaderboardInfo) -> Figure:
     caption = _caption(table.title, protocol, "mean over images, 95% bootstrap interval")
     if not shown:
         return _empty(caption, f"No row of this table has figures yet: the reasons stand in {table.name}.md")
-    columns = table.filled.layout.columns
-    names = {AVERAGE: "Average"} | {threat: THREATS[threat].title for threat in columns if threat != AVERAGE}
+    layout = table.filled.layout
+    columns = [column for column in layout.columns if column != WORST]  # its dots are those of others
     figure, axes, rows = _panels(
         caption, [r.card.title for r in shown], missing, 0.16 + 0.085 * len(columns), table.metrics
     )
@@ -138,7 +138,7 @@ def plot_table(table: Table, protocol: LeaderboardInfo) -> Figure:
                 dots[0].set_markerfacecolor(face)
         ax.set_xlabel(_axis_title(metric), fontsize=9)
     handles = [
-        Line2D([], [], color=COLOURS[k], marker=MARKERS[k], label=textwrap.fill(names[c], 18))
+        Line2D([], [], color=COLOURS[k], marker=MARKERS[k], label=textwrap.fill(layout.heading(c), 18))
         for k, c in enumerate(columns)
     ]
     figure.legend(handles=handles, loc="outside right center", fontsize=9, frameon=False, labelspacing=0.8)

@@ -26,7 +26,7 @@ from benchsr.base.pairs import USUAL
 from benchsr.base.text import markdown_table, templates
 from benchsr.defences.table import DEFENCES
 from benchsr.leaderboard.certified import Certificates, plot_sandwich, table4
-from benchsr.leaderboard.contrasts import Contrast, Help, contrasts, helps, worst_case
+from benchsr.leaderboard.contrasts import Contrast, Help, contrasts, helps
 from benchsr.leaderboard.corruption import ERRORS, Profile, profiles
 from benchsr.leaderboard.defended import Defended, defended
 from benchsr.leaderboard.flags import FLAGS, flags
@@ -70,7 +70,7 @@ from benchsr.threats.table import GROUPS, THREATS
 
 log = logging.getLogger(__name__)
 
-SUMMARIES = (("table1", "table2", "table3", "standins"), ("adaptive", "curves"))
+SUMMARIES = (("table1", "table2", "table3", "standins"), ("adaptive", "curves", "ensemble"))
 """Tables that share those on the terminal."""
 
 GAP, FIGURE = 2, 6
@@ -202,22 +202,12 @@ class Leaderboard:
     @cached_property
     def contrasts(self) -> list[Contrast]:
         """Models under the worst of the paper's attacks and under the worst of all."""
-        return contrasts(self.records, self.cards, len(self.protocol.images))
-
-    @cached_property
-    def worst(self) -> dict[str, dict[str, Cell]]:
-        """Worst figures by model: of "autoattack-sr" over the ensemble, of "worst" over all attacks of the board."""
-        images = len(self.protocol.images)
-        attacks = tuple(t for t in self.protocol.threats if THREATS[t].kind == "attack" and not _singles(t))
-        groups = {**GROUPS, "worst": attacks} if attacks else {}
-        found = {name: worst_case(self.records, threats, images) for name, threats in groups.items()}
-        whole = {name: {model: c for model, c in cells.items() if c.ok} for name, cells in found.items()}
-        return {name: cells for name, cells in whole.items() if cells}
+        return contrasts(self.grid, self.cards)
 
     @cached_property
     def optimality(self) -> dict[tuple[str, str], dict[str, float]]:
         """(model, member of the ensemble) -> metric -> mean distance from the worst member, image by image."""
-        return optimality(self.records, GROUPS["autoattack-sr"])
+        return optimality(self.grid, GROUPS["autoattack-sr"])
 
     @cached_property
     def helps(self) -> list[Help]:
@@ -305,11 +295,6 @@ def write_leaderboard(
         (folder / stale).unlink(missing_ok=True)
     for name, content in files.items():
         write_changed(folder / name, content)
-
-
-def _singles(threat: str) -> bool:
-    """Whether the threat scores another statistic than the deployed model's answer."""
-    return "singles" in THREATS[threat].preset
 
 
 def _sandwiches(board: Leaderboard) -> Iterator[tuple[str, bytes]]:

@@ -131,16 +131,21 @@ def make_cell(records: Sequence[Record], expected: int) -> Cell:
         worst: CellStatus = "failed" if any(r.status is Status.FAILED for r in others) else "unavailable"
         why = "; ".join(dict.fromkeys(r.reason for r in others))
         return Cell(0, NOT_RUN.mean, NOT_RUN.draws, worst, why) if others else NOT_RUN
-    metrics = tuple(dict.fromkeys([*SCORED, *metrics_of(done)]))
+    metrics, images = tuple(dict.fromkeys([*SCORED, *metrics_of(done)])), [r.image for r in done]
     values = np.array([[r.scores.get(m, np.nan) for m in metrics] for r in done])
-    draws = resampled_means(values, tuple(r.image for r in done))
     if not others and len(done) >= expected:
-        shares = {r.image: v / len(done) for r, v in zip(done, values, strict=True)}
-        lacking = "; ".join(dict.fromkeys(r.reason for r in done if r.reason))
-        return Cell(len(done), values.mean(axis=0), draws, "ok", lacking, shares, metrics)
+        return _whole(values, images, metrics, "; ".join(dict.fromkeys(r.reason for r in done if r.reason)))
+    draws = resampled_means(values, tuple(images))
     causes = Counter(f"{r.status}: {r.reason}" for r in others)
     why = "; ".join([f"{len(done)} of {max(expected, len(records))} images", *(f"{n} {c}" for c, n in causes.items())])
     return Cell(len(done), values.mean(axis=0), draws, "partial", why, metrics=metrics)
+
+
+def _whole(values: Floats, images: Sequence[str], metrics: tuple[str, ...], reason: str = "") -> Cell:
+    """The complete cell of `values` (n, k), a row for each of `images`, sorted, and a column for each of `metrics`."""
+    shares = {image: v / len(images) for image, v in zip(images, values, strict=True)}
+    draws = resampled_means(values, tuple(images))
+    return Cell(len(images), values.mean(axis=0), draws, "ok", reason, shares, metrics)
 
 
 def make_grid(records: Iterable[Record], expected: Mapping[str, int]) -> Grid:
@@ -153,9 +158,8 @@ def make_grid(records: Iterable[Record], expected: Mapping[str, int]) -> Grid:
 
 def average(cells: Sequence[Cell]) -> Cell:
     """The plain mean of several cells' means, as in the paper's "Avg" columns: "ok" only where all of them are."""
-    lacking = [cell for cell in cells if not cell.ok]
-    if lacking:
-        return Cell(0, NOT_RUN.mean, NOT_RUN.draws, lacking[0].status, lacking[0].reason)
+    if lacking := _lacking(cells):
+        return lacking
     cells = _alike(cells)
     mean, draws = (np.mean([getattr(cell, name) for cell in cells], axis=0) for name in ("mean", "draws"))
     shares: dict[str, Floats] = {}
@@ -163,6 +167,26 @@ def average(cells: Sequence[Cell]) -> Cell:
         shares[image] = shares.get(image, 0.0) + share / len(cells)
     why = "; ".join(dict.fromkeys(cell.reason for cell in cells if cell.reason))
     return Cell(sum(cell.n for cell in cells), mean, draws, "ok", why, shares, cells[0].metrics)
+
+
+def worst(cells: Sequence[Cell]) -> Cell:
+    """Of each image the worst figure of several cells, metric by metric: a bound on what any one of them says alone.
+
+    "ok" only where all of them are; their images are the same.
+    """
+    if lacking := _lacking(cells):
+        return lacking
+    cells = _alike(cells)
+    images, metrics = sorted(set.intersection(*(set(cell.shares) for cell in cells))), cells[0].metrics
+    signs = np.array([sign(m) for m in metrics])
+    values = np.array([[cell.shares[image] * cell.n for image in images] for cell in cells])
+    return _whole(signs * (signs * values).min(axis=0), images, metrics)
+
+
+def _lacking(cells: Sequence[Cell]) -> Cell | None:
+    """An empty cell with the reason of the first of `cells` that is not complete."""
+    first = next((cell for cell in cells if not cell.ok), None)
+    return first and Cell(0, NOT_RUN.mean, NOT_RUN.draws, first.status, first.reason)
 
 
 def _alike(cells: Sequence[Cell]) -> list[Cell]:
@@ -173,9 +197,8 @@ def _alike(cells: Sequence[Cell]) -> list[Cell]:
 
 def subtract(a: Cell, b: Cell) -> Cell:
     """a - b, image by image: the draws are paired where both saw the same images. "ok" only where both are."""
-    for cell in (a, b):
-        if not cell.ok:
-            return Cell(0, NOT_RUN.mean, NOT_RUN.draws, cell.status, cell.reason)
+    if lacking := _lacking([a, b]):
+        return lacking
     a, b = _alike([a, b])
     with np.errstate(invalid="ignore"):  # inf - inf: two perfect PSNRs have no difference
         return Cell(min(a.n, b.n), a.mean - b.mean, a.draws - b.draws, "ok", metrics=a.metrics)

@@ -18,15 +18,18 @@ from benchsr.base.pairs import USUAL, Scale
 from benchsr.base.text import escape, markdown_table
 from benchsr.data.cards import DATASETS
 from benchsr.leaderboard.compare import tied_with_best
-from benchsr.leaderboard.scores import NOT_RUN, SCORED, Cell, Estimate, Grid, average, make_grid, sign
+from benchsr.leaderboard.scores import NOT_RUN, SCORED, Cell, Estimate, Grid, average, make_grid, sign, worst
 from benchsr.metrics.quality import METRICS
 from benchsr.models.cards import PAPER_ROWS, CardDefence
 from benchsr.models.zoo import NO_WEIGHTS
 from benchsr.results.records import Record
-from benchsr.threats.table import ADAPTIVE, SWEEP, THREATS
+from benchsr.threats.table import ADAPTIVE, ENSEMBLE, SWEEP, THREATS
 
 AVERAGE = "avg"
 """Column of a table's average over its threats."""
+
+WORST = "worst"
+"""Column of the worst figure of each image under attacks of one size: derived from their cells, no threat itself."""
 
 MORE = "-more"
 """Ends the names of tables and plots of metrics that the paper has not."""
@@ -85,22 +88,44 @@ class LeaderboardInfo:
 
 @dataclass(frozen=True)
 class Layout:
-    """The shape of a table: its threats, an average over them or not, and the paper's data columns or not."""
+    """The shape of a table: its threats, an average over them or not, and the paper's data columns or not.
+
+    `worst`: attacks of one size, over which of each image the worst figure is taken as one more column.
+    """
 
     title: str
     threats: tuple[str, ...]
     average: bool = False
     provenance: bool = False
+    worst: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The threats, and the average where there is one."""
-        return (*self.threats, AVERAGE) if self.average else self.threats
+        """The threats, and what is derived from them: their average, the worst of attacks."""
+        return self.threats + (AVERAGE,) * self.average + (WORST,) * bool(self.worst)
+
+    def heading(self, column: str) -> str:
+        """The title of a column."""
+        return DERIVED[column] if column in DERIVED else THREATS[column].title
+
+    def among(self, threats: Container[str]) -> Layout:
+        """This layout on a board of `threats`: the worst is of those among them, where they are two or more."""
+        found = tuple(threat for threat in self.worst if threat in threats)
+        return replace(self, worst=found if len(found) > 1 else ())
+
+
+DERIVED: Mapping[str, str] = {AVERAGE: "Average", WORST: "Worst (derived)"}
+"""Columns that are computed from other cells and are no threats -> their titles."""
+
+FIXED_ATTACKS = ("fgsm", "bim", "pgd")
+"""The paper's attacks that share the eps of the adaptive ones; CW has no eps and is left out of the comparison."""
+
+ADAPTIVE_ATTACKS = tuple(t for t, spec in ADAPTIVE.items() if spec.kind == "attack" and t not in SWEEP)
 
 
 LAYOUTS: Mapping[str, Layout] = {
     "table1": Layout("Table 1: clean and corrupted images", ("clean", "noise", "blur")),
-    "table2": Layout("Table 2: adversarial attacks", ("fgsm", "bim", "pgd", "cw")),
+    "table2": Layout("Table 2: adversarial attacks", ("fgsm", "bim", "pgd", "cw"), worst=FIXED_ATTACKS),
     "table3": Layout("Table 3: real-world images", ("ntire", "aim"), average=True, provenance=True),
     "standins": Layout(
         "Synthetic stand-ins for Table 3's data (not comparable with it)",
@@ -110,6 +135,10 @@ LAYOUTS: Mapping[str, Layout] = {
     "adaptive": Layout(
         "Beyond the paper: attacks that know the defence, and their baselines",
         tuple(threat for threat in ADAPTIVE if threat not in SWEEP),
+        worst=(*FIXED_ATTACKS, *ADAPTIVE_ATTACKS),
+    ),
+    "ensemble": Layout(
+        "Beyond the paper: AutoAttack-SR, a fixed ensemble of attacks", tuple(ENSEMBLE), worst=tuple(ENSEMBLE)
     ),
     "curves": Layout("Beyond the paper: PGD through the median at growing eps", tuple(SWEEP)),
 }
@@ -179,8 +208,20 @@ class Table:
         columns = [c for c in self.layout.columns if any(row.cells[c].n for row in self.rows)]
         threats = tuple(t for t in self.layout.threats if t in columns)
         rows = [replace(row, cells={c: row.cells[c] for c in columns}) for row in self.rows if row.evaluated]
-        layout = replace(self.layout, threats=threats, average=AVERAGE in columns)
+        layout = replace(
+            self.layout, threats=threats, average=AVERAGE in columns, worst=self.layout.worst * (WORST in columns)
+        )
         return replace(self, layout=layout, rows=rows)
+
+    @property
+    def derivation(self) -> str:
+        """What the column of the worst is, in a sentence; empty where there is none."""
+        if not self.layout.worst:
+            return ""
+        return (
+            f"{DERIVED[WORST]}: of each image the worst figure, metric by metric, under attacks of one size "
+            f"({', '.join(self.layout.worst)}); computed from their figures, and no attack of its own."
+        )
 
     @property
     def by_threat(self) -> list[tuple[CardInfo, dict[str, Cell]]]:
@@ -248,7 +289,7 @@ def make_tables(
             if members and wanted & set(layout.threats):
                 for end, group in groups.items():
                     whole = name + end + suffix
-                    tables[whole] = make_table(whole, family, layout, members, grid, flagged, group)
+                    tables[whole] = make_table(whole, family, layout.among(wanted), members, grid, flagged, group)
     return tables
 
 
@@ -280,7 +321,11 @@ def tables(
 
 def _cells(layout: Layout, grid: Grid, model: str) -> dict[str, Cell]:
     cells = {threat: grid.get((model, threat), NOT_RUN) for threat in layout.threats}
-    return {**cells, AVERAGE: average(list(cells.values()))} if layout.average else cells
+    if layout.average:
+        cells[AVERAGE] = average([cells[threat] for threat in layout.threats])
+    if layout.worst:
+        cells[WORST] = worst([grid.get((model, threat), NOT_RUN) for threat in layout.worst])
+    return cells
 
 
 def _ranked(
@@ -358,7 +403,6 @@ _MARKS = {"best": ("**", "**"), "second": ("<ins>", "</ins>"), "": ("", "")}
 def markdown(table: Table) -> str:
     """The table in Markdown: best bold, second underlined, each figure with its interval, incomplete cells with n."""
     layout = table.layout
-    names = {AVERAGE: "Average"} | {threat: THREATS[threat].title for threat in layout.threats}
     metrics = [(m, METRICS[m].heading) for m in table.metrics]
     header = ["Model", *["Training data", "Fine-tuning data"] * layout.provenance]
     rows = []
@@ -375,7 +419,7 @@ def markdown(table: Table) -> str:
         # A row without any figure says why once, and is quiet after.
         rows.append(line + (figures if row.evaluated else [figures[0], *["–"] * (len(figures) - 1)]))
     fixed = len(header)
-    header += [f"{escape(names[column])} {title}" for column in layout.columns for _, title in metrics]
+    header += [f"{escape(layout.heading(column))} {title}" for column in layout.columns for _, title in metrics]
     return markdown_table(header, rows, fixed)
 
 

@@ -27,7 +27,7 @@ from benchsr.leaderboard.flags import FLAGS, flags
 from benchsr.leaderboard.paper import judge_printed
 from benchsr.leaderboard.plots import all_plots
 from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, SCORED, Cell, sign
-from benchsr.leaderboard.tables import AVERAGE, FAMILIES, LAYOUTS, MORE, CardInfo, Table, blanks, notes
+from benchsr.leaderboard.tables import AVERAGE, DERIVED, FAMILIES, LAYOUTS, MORE, WORST, CardInfo, Table, blanks, notes
 from benchsr.metrics.quality import METRICS, Metric
 from benchsr.models.zoo import zoo
 from benchsr.threats.table import THREATS
@@ -97,15 +97,14 @@ class Sheet:
         asked = set(self.board.protocol.threats)
         for table in self.tables:
             for column in table.layout.columns:
-                if column in asked or (column == AVERAGE and asked.issuperset(table.layout.threats)):
+                if column in asked or column == WORST or (column == AVERAGE and asked.issuperset(table.layout.threats)):
                     yield table, column
 
     @cached_property
     def columns(self) -> dict[str, tuple[str, str]]:
-        """Column id -> (title, the layout it belongs to); an average's id is led by its layout."""
+        """Column id -> (title, the layout it belongs to); the id of a derived one is led by its layout."""
         return {
-            _column_id(table, column): ("Average" if column == AVERAGE else THREATS[column].title, _layout(table))
-            for table, column in self.places()
+            _column_id(table, column): (table.layout.heading(column), _layout(table)) for table, column in self.places()
         }
 
     @property
@@ -144,11 +143,11 @@ class Sheet:
 
 
 def _layout(table: Table) -> str:
-    return next(name for name, layout in LAYOUTS.items() if layout is table.layout)
+    return next(name for name, layout in LAYOUTS.items() if layout.title == table.layout.title)
 
 
 def _column_id(table: Table, column: str) -> str:
-    return f"{_layout(table)}-{AVERAGE}" if column == AVERAGE else column
+    return f"{_layout(table)}-{column}" if column in DERIVED else column
 
 
 def _shades(table: Table) -> dict[tuple[str, str], tuple[float, float]]:
@@ -262,6 +261,7 @@ def _environment() -> Environment:
     environment.globals |= {
         "families": FAMILIES,
         "layouts": LAYOUTS,
+        "derived": DERIVED,
         "printed_metrics": {name: METRICS[name] for name in SCORED},
         "flag_texts": FLAGS,
         "threats": THREATS,

@@ -143,8 +143,9 @@ ADAPTIVE: dict[str, ThreatSpec] = {
 CROP_24 = sqrt(3 * 24 * 24) * 8 / 255
 """The l2 norm of a change of every element of a 24 x 24 LR image by 8/255: 1.304."""
 
-L2_SWEEP = {f"l2-{eps:g}": eps for eps in (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)}
-"""l2 radii over the whole LR image, from inside the certificates of sigma 0.03 outwards."""
+L2_SWEEP = {f"l2-{eps:g}": eps for eps in (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 0.87)}
+"""l2 radii over the whole LR image, from inside the certificates of sigma 0.03 to a change of every element of a 16 x
+16 image by 8/255, which is 0.869."""
 
 EUCLIDEAN: dict[str, ThreatSpec] = {
     **{
@@ -158,13 +159,14 @@ EUCLIDEAN: dict[str, ThreatSpec] = {
         for name, make in {"pgd": StrongPGD, "apgd": APGD}.items()
     },
     **{
-        name: ThreatSpec(
-            f"APGD through the median, l2 norm {eps:g}",
+        f"{before}{name}": ThreatSpec(
+            f"{make.__name__} through the median, l2 norm {eps:g}",
             "attack",
-            APGD,
+            make,
             preset={"eps": eps, "norm": "l2", "steps": 20, "restarts": 1, "median_of": 5},
             like="pgd",
         )
+        for before, make in {"": APGD, "pgd-": StrongPGD}.items()
         for name, eps in L2_SWEEP.items()
     },
 }

@@ -100,15 +100,25 @@ def test_gradient_equals_finite_differences(n: int) -> None:
     assert torch.autograd.gradcheck(lambda x: model(x, ["a", "b"]), x)
 
 
-def test_gradient_reaches_input_and_parameters_as_through_stored_draws() -> None:
+@pytest.mark.parametrize("n", [7, 9])  # one chunk, and two
+def test_gradient_reaches_input_and_parameters_as_through_stored_draws(n: int) -> None:
     network, (lr, _) = Curved(), images(1, 6)
     x = lr.clone().requires_grad_()
     gen = generator(0, "0", "evaluation-0")
-    stored = torch.cat([network(x + 0.1 * torch.randn(x.shape[1:], generator=gen)) for _ in range(7)])
+    stored = torch.cat([network(x + 0.1 * torch.randn(x.shape[1:], generator=gen)) for _ in range(n)])
     expected = torch.autograd.grad(stored.median(dim=0).values.square().sum(), (x, network.gain))
-    found = torch.autograd.grad(smooth(network, 0.1, n=7)(x).square().sum(), (x, network.gain))
+    found = torch.autograd.grad(smooth(network, 0.1, n=n)(x).square().sum(), (x, network.gain))
     torch.testing.assert_close(found, expected)
     assert all(g.abs().max() > 0.1 for g in found)
+
+
+@pytest.mark.parametrize(("n", "passes"), [(1, 1), (7, 1), (8, 4)])
+def test_draws_of_one_chunk_are_not_made_again_for_their_gradient(n: int, passes: int) -> None:
+    network, seen = tiny_rrdb(), []
+    network.register_forward_hook(lambda *_: seen.append(1))
+    x = images(1, 8)[0].requires_grad_()
+    torch.autograd.grad(smooth(network, 0.1, n)(x).sum(), x)
+    assert len(seen) == passes
 
 
 def test_a_network_of_the_zoos_kind_has_a_gradient_too() -> None:

@@ -62,6 +62,19 @@ def test_each_certificate_stands_beside_the_attack_on_its_own_statistic() -> Non
     assert list(found.by_model) == ["m"]  # nothing is proven of a model without smoothing
 
 
+def test_of_each_image_the_worst_attack_of_the_statistic_counts() -> None:
+    lines = board(24.9) + records("m", "pgd-l2-0.05", [25.5, 20.0]) + records("m", "pgd-l2-0.1", [1.0])
+    deployed = statement(Certificates(lines), "deployed-psnr")
+    found = {p.radius: (p.attacked, p.attacks) for p in deployed.points}
+    assert found[0.05] == (pytest.approx((24.9 + 20.0) / 2), ("l2-0.05", "pgd-l2-0.05"))
+    assert found[0.1] == (pytest.approx(24.9), ("l2-0.1",))  # PGD has not seen both images
+    single = statement(Certificates(lines), "score-psnr")
+    assert {p.attacked for p in single.points[1:]} == {24.9}
+    frame = Certificates(lines).frame
+    told = frame[(frame.statement == "deployed-psnr") & (frame.radius == 0.05)]
+    assert told.attacks.tolist() == ["l2-0.05 pgd-l2-0.05"]
+
+
 def test_the_image_is_bounded_as_its_draws_are() -> None:
     gen = torch.Generator().manual_seed(0)
     hr = torch.rand((3, 4, 4), generator=gen)

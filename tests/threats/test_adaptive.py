@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import scene, tiny_rrdb
@@ -18,8 +17,9 @@ from benchsr.commands.run import evaluate
 from benchsr.defences.smoothing import smooth
 from benchsr.evaluation.options import RunOptions
 from benchsr.evaluation.protocol import Protocol, load_protocol
-from benchsr.leaderboard.contrasts import ADAPTIVE_ATTACKS, FIXED_ATTACKS, contrasts, effect, helps, worst_case
-from benchsr.leaderboard.scores import Estimate
+from benchsr.leaderboard.contrasts import contrasts, effect, helps
+from benchsr.leaderboard.scores import Estimate, make_grid
+from benchsr.leaderboard.tables import ADAPTIVE_ATTACKS, FIXED_ATTACKS
 from benchsr.metrics.objective import Objective
 from benchsr.models.cards import Card
 from benchsr.results.records import Record, Status
@@ -234,16 +234,6 @@ def every(fixed: float, adaptive: float) -> dict[str, float]:
     return {**dict.fromkeys(FIXED_ATTACKS, fixed), **dict.fromkeys(ADAPTIVE_ATTACKS, adaptive)}
 
 
-def test_worst_case_is_the_worst_for_each_image_and_metric() -> None:
-    made = rows("m", {"fgsm": 20.0, "bim": 19.0, "pgd": 21.0})
-    cell = worst_case(made, FIXED_ATTACKS, 6)["m"]
-    assert cell.ok
-    np.testing.assert_allclose(cell.mean, [19.025, 0.5, 1 - 19 / 50])
-    partial = worst_case(made[:-1], FIXED_ATTACKS, 6)["m"]
-    assert (partial.status, partial.n) == ("partial", 5)
-    assert worst_case(rows("m", {"fgsm": 20.0}), FIXED_ATTACKS, 6) == {}
-
-
 OUTCOMES = {
     "still": ((24.0, 22.0), "still helps"),
     "gone": ((24.0, 17.0), "helps under the paper's attacks, but harms under adaptive ones"),
@@ -256,7 +246,7 @@ def test_whether_smoothing_still_helps_is_said_in_words(name: str) -> None:
     (fixed, adaptive), words = OUTCOMES[name]
     cards = {c.id: c for c in (card("plain"), card("soft", "plain", 0.05), card("other"))}
     made = rows("plain", every(20.0, 19.0)) + rows("soft", every(fixed, adaptive)) + rows("other", every(1.0, 1.0))
-    found = contrasts(made, cards, 6)
+    found = contrasts(make_grid(made, dict.fromkeys(THREATS, 6)), cards)
     change = next(c for c in found if c.card.id == "soft").change.estimate("psnr")
     assert change.value == pytest.approx(adaptive - fixed)
     said = {h.metric: h for h in helps(found, cards)}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from benchsr.base.errors import InputError, ModelError, UnknownIdError
 from benchsr.base.rng import normal_like, uniform_like
 from benchsr.defences.smoothing import smooth
+from benchsr.evaluation.protocol import load_protocol
 from benchsr.evaluation.worker import verify
 from benchsr.metrics.objective import LOSSES, Objective
 from benchsr.threats.adaptive import APGD, StrongPGD
@@ -90,10 +91,22 @@ def test_the_table_of_l2_threats_spans_the_certificates_and_8_of_255() -> None:
         threat = load_threat(name)
         assert threat.ball is not None
         assert type(threat.ball).__name__ == "L2"
-        assert threat.ball.eps == L2_SWEEP.get(name, CROP_24)
+        assert threat.ball.eps == L2_SWEEP.get(name.removeprefix("pgd-"), CROP_24)
         assert threat.median_of == 5
         assert spec.like == "pgd"
     assert min(L2_SWEEP.values()) < 2.2 * 0.03 < CROP_24  # what n = 1001 certifies of a 24 x 24 crop at sigma 0.03
+
+
+def test_the_protocol_of_certificates_attacks_from_inside_them_to_8_of_255_in_every_element() -> None:
+    protocol = load_protocol("certified")
+    assert protocol.crop
+    largest = sqrt(3 * protocol.crop**2) * 8 / 255
+    for make in (APGD, StrongPGD):
+        deployed = [t for t in map(protocol.threat, protocol.threats) if t.spec.make is make and not t.singles]
+        radii = [t.ball.eps for t in deployed if t.ball]
+        assert len(radii) >= 3
+        assert min(radii) <= 0.05 < 0.06 * (2.066 - 0.839)  # of all elements of any image, less the cost of 21 draws
+        assert max(radii) == pytest.approx(largest, abs=1e-3)
 
 
 def test_settings_of_the_other_threats_are_what_they_were() -> None:
