@@ -119,7 +119,8 @@ def _weaker(threat: str, other: str, deeper: float) -> Iterator[tuple[str, bool]
         same_view = a.get("median_of") == b.get("median_of")
         gradients = getattr(mine.make, "needs_gradient", True) and not getattr(theirs.make, "needs_gradient", True)
         yield "black-box-stronger", gradients and same_view and deeper > MARGIN
-        yield "not-the-best", issubclass(mine.make, StrongPGD) and bool(a.get("median_of")) and deeper > CLEARLY
+        full = issubclass(mine.make, StrongPGD) and bool(a.get("median_of")) and not mine.limited
+        yield "not-the-best", full and deeper > CLEARLY
     rest = {**a, "eps": 0.0} == {**b, "eps": 0.0} and mine.make is theirs.make
     smaller = float(b.get("eps", 0.0)) < float(a.get("eps", 0.0))
     yield "not-monotone", rest and smaller and deeper > MARGIN

@@ -33,6 +33,7 @@ from benchsr.threats.corruptions import (
     sensor_noise,
 )
 from benchsr.threats.severities import KINDS, SEVERITIES
+from benchsr.threats.variants import DIMIFGSM, MIFGSM, EightBitPGD
 
 Setting = float | int | bool | str
 
@@ -55,7 +56,8 @@ class ThreatSpec:
     protocol's objective. Its `singles`, where it has them, say that so many noisy answers of a smoothed model are
     scored one by one, in place of their median. `like`: the threat whose sigma a model takes that has one for each
     threat. `group`: the kind of corruption of which this is one severity; all of a group draw the same noise.
-    `of_truth`: `make` is given HR too.
+    `of_truth`: `make` is given HR too. `line` says what it does where `make` alone does not tell. `limited`: it is
+    weaker than others of its size by design, and no sign of failure.
     """
 
     title: str
@@ -66,11 +68,13 @@ class ThreatSpec:
     like: str = ""
     group: str = ""
     of_truth: bool = False
+    line: str = ""
+    limited: bool = False
 
     @property
     def about(self) -> str:
         """What it does, in a line."""
-        return (inspect.getdoc(self.make) or self.title).splitlines()[0]
+        return self.line or (inspect.getdoc(self.make) or self.title).splitlines()[0]
 
     @property
     def defaults(self) -> dict[str, Setting]:
@@ -212,6 +216,44 @@ ENSEMBLE: dict[str, ThreatSpec] = {
 }
 """`autoattack-sr`: these together, with nothing to tune; of each image the worst by each metric counts."""
 
+ALIKE: dict[str, Setting] = {"eps": 10 / 255, "steps": 10, "restarts": 1, "pace": 2.0, "median_of": 5}
+"""Numbers of `pgd`, and the model as it is deployed."""
+
+TRANSFER: dict[str, Setting] = {"eps": 10 / 255, "median_of": 5}
+
+VARIANTS: dict[str, ThreatSpec] = {
+    "pgd-targeted": ThreatSpec(
+        "Targeted PGD",
+        "attack",
+        StrongPGD,
+        preset={**ALIKE, "loss": "other"},
+        like="pgd",
+        line="PGD that lowers the L1 distance to another image: the next one of the data set.",
+        limited=True,
+    ),
+    "pgd-answer": ThreatSpec(
+        "PGD without the truth",
+        "attack",
+        StrongPGD,
+        preset={**ALIKE, "loss": "answer"},
+        like="pgd",
+        line="PGD that raises the L1 distance to the model's own clean answer: it needs no truth.",
+        limited=True,
+    ),
+    "cospgd": ThreatSpec(
+        "CosPGD",
+        "attack",
+        StrongPGD,
+        preset={**ALIKE, "loss": "aligned"},
+        like="pgd",
+        line="PGD whose L1 counts most where SR still has the truth's colours (Agnihotri et al. 2024).",
+    ),
+    "pgd-8bit": ThreatSpec("8-bit PGD", "attack", EightBitPGD, preset=ALIKE, like="pgd", limited=True),
+    "mi-fgsm": ThreatSpec("MI-FGSM", "attack", MIFGSM, preset=TRANSFER, like="pgd", limited=True),
+    "di-mi-fgsm": ThreatSpec("DI-MI-FGSM", "attack", DIMIFGSM, preset=TRANSFER, like="pgd", limited=True),
+}
+"""Attacks with other aims or means than PGD's, of its size."""
+
 CORRUPTIONS: dict[str, ThreatSpec] = {
     f"{name}-{severity}": ThreatSpec(
         f"{kind.title}, severity {severity}",
@@ -227,7 +269,7 @@ CORRUPTIONS: dict[str, ThreatSpec] = {
 """The corruption suite, kind by kind."""
 
 THREATS: Registry[ThreatSpec] = Registry(
-    "threat", {**FIXED, **ADAPTIVE, **EUCLIDEAN, **SINGLE, **ENSEMBLE, **CORRUPTIONS}
+    "threat", {**FIXED, **ADAPTIVE, **EUCLIDEAN, **SINGLE, **ENSEMBLE, **VARIANTS, **CORRUPTIONS}
 )
 
 GROUPS: Mapping[str, tuple[str, ...]] = {"autoattack-sr": tuple(ENSEMBLE)}

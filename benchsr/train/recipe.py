@@ -115,9 +115,11 @@ class Stage(Table):
         if isinstance(self.degrader, KernelsShape) and self.batch % self.degrader.members:
             raise ValueError("batch must be a multiple of the degrader's members")
         try:
-            self.load_threat()
+            goal = self.load_threat().objective
         except BenchsrError as error:
             raise ValueError(str(error)) from error
+        if goal and goal.against != "truth":
+            raise ValueError(f"threat {self.threat!r} does not lead away from the truth: nothing to train against")
         return self
 
     def load_threat(self) -> Threat:

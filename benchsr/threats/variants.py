@@ -1,0 +1,182 @@
+"""Attacks with other means than PGD's: 8-bit images, momentum and diverse inputs for transfer, one half, all images.
+
+Each is a small hook of the one loop. Attacks with other aims (towards an image, away from the clean answer, CosPGD) are
+PGD with another objective, and need no code here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchsr.base.errors import InputError
+from benchsr.base.rng import generators
+from benchsr.metrics.objective import Objective
+from benchsr.threats.adaptive import StrongPGD
+from benchsr.threats.attacks import Step
+
+LEVEL = 1 / 255
+"""One grey level."""
+
+
+class EightBitPGD(StrongPGD):
+    """PGD whose every iterate is an 8-bit image: rounded to 1/255 inside the ball after each step.
+
+    Steps have at least one grey level, or rounding would undo them. Raises InputError for eps below one grey level.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        eps: float = 8 / 255,
+        steps: int = 50,
+        restarts: int = 2,
+        draws: int = 1,
+        pace: float = 2.5,
+        objective: Objective | None = None,
+    ) -> None:
+        if eps < LEVEL:
+            raise InputError(f"an 8-bit attack needs eps of at least 1/255; got {eps * 255:g}/255")
+        super().__init__(model, eps=eps, steps=steps, restarts=restarts, draws=draws, pace=pace, objective=objective)
+        self.alpha = max(self.alpha, LEVEL)
+
+    def rounded(self, v: Tensor, x: Tensor) -> Tensor:
+        """The nearest 8-bit image to `v` (N, 3, h, w) in the ball around `x`, which need not be one itself."""
+        lowest, highest = (((x + side * self.ball.eps) * 255).clamp(0, 255) for side in (-1, 1))
+        slack = 1e-4  # x + eps is a whole level but for float32's rounding
+        levels = torch.min(torch.max((v * 255).round(), (lowest - slack).ceil()), (highest + slack).floor())
+        return levels / 255
+
+    def start(self, x: Tensor, gens: Sequence[torch.Generator]) -> Tensor:
+        """A random 8-bit image of the ball."""
+        return self.rounded(super().start(x, gens), x)
+
+    def stepper(self, x: Tensor, gens: Sequence[torch.Generator]) -> Step:
+        """PGD's step, rounded."""
+        step = super().stepper(x, gens)
+        return lambda v, grad, gain: self.rounded(step(v, grad, gain), x)
+
+
+class MIFGSM(StrongPGD):
+    """Momentum iterative FGSM (Dong et al. 2018), made to transfer: steps along the sign of accumulated gradients.
+
+    Each gradient is divided by its mean magnitude and added to `decay` times what was gathered before. From the clean
+    image in steps of pace * eps / steps; the last iterate is returned, as what fits this model best transfers worst.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        eps: float = 8 / 255,
+        steps: int = 10,
+        draws: int = 1,
+        pace: float = 1.0,
+        decay: float = 1.0,
+        objective: Objective | None = None,
+    ) -> None:
+        if decay < 0:
+            raise InputError(f"decay must be >= 0; got {decay}")
+        super().__init__(model, eps=eps, steps=steps, restarts=1, draws=draws, pace=pace, objective=objective)
+        self.decay = decay
+        self.random_start = self.keep_best = False
+
+    def stepper(self, x: Tensor, gens: Sequence[torch.Generator]) -> Step:
+        """PGD's step along the momentum."""
+        step, momentum = super().stepper(x, gens), torch.zeros_like(x)
+
+        def along(v: Tensor, grad: Tensor, gain: Tensor) -> Tensor:
+            nonlocal momentum
+            size = grad.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-20)  # where a gradient is zero it stays so
+            momentum = self.decay * momentum + grad / size
+            return step(v, momentum, gain)
+
+        return along
+
+
+class Placed(NamedTuple):
+    """An image shrunk to `height` x `width` LR pixels whose corner lies at row `top`, column `left` of a black one."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+
+
+class DIMIFGSM(MIFGSM):
+    """MI-FGSM with diverse inputs (Xie et al. 2019), made to transfer: steps ask about shrunk and shifted images.
+
+    With `probability` LR is shrunk bilinearly to between `shrink` and 1 of its sides and lies at random on black. As SR
+    must stay comparable with the truth, its part of the answer is cut out and enlarged again. No record is made of such
+    answers.
+    """
+
+    shows_itself = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        eps: float = 8 / 255,
+        steps: int = 10,
+        draws: int = 1,
+        pace: float = 1.0,
+        decay: float = 1.0,
+        shrink: float = 0.9,
+        probability: float = 0.5,
+        objective: Objective | None = None,
+    ) -> None:
+        if not (0 < shrink < 1 and 0 <= probability <= 1):
+            raise InputError(f"need 0 < shrink < 1 and probability in [0, 1]; got {shrink}, {probability}")
+        super().__init__(model, eps=eps, steps=steps, draws=draws, pace=pace, decay=decay, objective=objective)
+        self.shrink = shrink
+        self.probability = probability
+
+    def place(self, height: int, width: int, gen: torch.Generator) -> Placed | None:
+        """Where an image of height x width LR pixels goes for one look; None: it stays as it is."""
+
+        def between(low: int, high: int) -> int:
+            return int(torch.randint(low, max(high, low + 1), (), generator=gen))
+
+        if float(torch.rand((), generator=gen)) >= self.probability:
+            return None
+        side = min(height, width)
+        small = between(int(side * self.shrink), side) / side
+        h, w = (max(1, round(size * small)) for size in (height, width))
+        return Placed(h, w, between(0, height - h), between(0, width - w))
+
+    def answer(self, image: Tensor, ids: Sequence[str], noise: str, gradient: bool) -> Tensor:
+        """For a step, the model's answer to the image in another place, brought back to its own."""
+        if not gradient:
+            return super().answer(image, ids, noise, gradient)
+        height, width = image.shape[-2:]
+        places = [self.place(height, width, gen) for gen in generators(0, ids, f"{noise}-place")]
+        shown = torch.cat([_put(x[None], place) for x, place in zip(image, places, strict=True)])
+        sr = super().answer(shown, ids, noise, gradient)
+        return torch.cat([_brought_back(y[None], width, place) for y, place in zip(sr, places, strict=True)])
+
+
+def _put(x: Tensor, place: Placed | None) -> Tensor:
+    """The image `x` (1, 3, h, w) in its place."""
+    if place is None:
+        return x
+    h, w, top, left = place
+    small = F.interpolate(x, size=(h, w), mode="bilinear", align_corners=False)
+    return F.pad(small, (left, x.shape[-1] - w - left, top, x.shape[-2] - h - top))
+
+
+def _brought_back(sr: Tensor, width: int, place: Placed | None) -> Tensor:
+    """What `sr` (1, 3, sh, sw) shows of an image in that place of LR `width` pixels wide, at the size of the whole."""
+    if place is None:
+        return sr
+    scale = sr.shape[-1] // width
+    rows, columns = (
+        slice(scale * start, scale * (start + size))
+        for start, size in ((place.top, place.height), (place.left, place.width))
+    )
+    return F.interpolate(sr[..., rows, columns], size=sr.shape[-2:], mode="bilinear", align_corners=False)
