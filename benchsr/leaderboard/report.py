@@ -208,7 +208,9 @@ class Leaderboard:
     def worst(self) -> dict[str, dict[str, Cell]]:
         """Worst figures by model: of "autoattack-sr" over the ensemble, of "worst" over all attacks of the board."""
         images = len(self.protocol.images)
-        attacks = tuple(t for t in self.protocol.threats if THREATS[t].kind == "attack" and not _singles(t))
+        attacks = tuple(
+            t for t in self.protocol.threats if THREATS[t].kind == "attack" and THREATS[t].unattacked == "clean"
+        )
         groups = {**GROUPS, "worst": attacks} if attacks else {}
         found = {name: worst_case(self.records, threats, images) for name, threats in groups.items()}
         whole = {name: {model: c for model, c in cells.items() if c.ok} for name, cells in found.items()}
@@ -305,11 +307,6 @@ def write_leaderboard(
         (folder / stale).unlink(missing_ok=True)
     for name, content in files.items():
         write_changed(folder / name, content)
-
-
-def _singles(threat: str) -> bool:
-    """Whether the threat scores another statistic than the deployed model's answer."""
-    return "singles" in THREATS[threat].preset
 
 
 def _sandwiches(board: Leaderboard) -> Iterator[tuple[str, bytes]]:

@@ -23,7 +23,7 @@ from benchsr.metrics.quality import METRICS
 from benchsr.models.cards import PAPER_ROWS, CardDefence
 from benchsr.models.zoo import NO_WEIGHTS
 from benchsr.results.records import Record
-from benchsr.threats.table import ADAPTIVE, SWEEP, THREATS
+from benchsr.threats.table import ADAPTIVE, SWEEP, THREATS, VARIANTS
 
 AVERAGE = "avg"
 """Column of a table's average over its threats."""
@@ -111,6 +111,7 @@ LAYOUTS: Mapping[str, Layout] = {
         "Beyond the paper: attacks that know the defence, and their baselines",
         tuple(threat for threat in ADAPTIVE if threat not in SWEEP),
     ),
+    "variants": Layout("Beyond the paper: attacks with other aims and means", tuple(VARIANTS)),
     "curves": Layout("Beyond the paper: PGD through the median at growing eps", tuple(SWEEP)),
 }
 

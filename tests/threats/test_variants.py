@@ -17,7 +17,7 @@ from benchsr.metrics.objective import LOSSES, Objective
 from benchsr.threats.adaptive import StrongPGD
 from benchsr.threats.attacks import PGD, GradientAttack
 from benchsr.threats.table import load_threat
-from benchsr.threats.variants import DIMIFGSM, MIFGSM, EightBitPGD
+from benchsr.threats.variants import DIMIFGSM, MIFGSM, EightBitPGD, Part, PartialPGD, Universal
 
 L1 = Objective(l1_weight=1.0, perceptual_weight=0.0)
 EPS = 8 / 255
@@ -163,6 +163,94 @@ def test_variants_raise_the_loss_inside_the_ball(make: Callable[..., GradientAtt
     assert (result.lr - lr).abs().max() <= EPS + 1e-6
     torch.testing.assert_close(result.loss_attacked, l1(network, result.lr, hr))
     assert (result.loss_attacked > 1.02 * result.loss_clean).all()
+
+
+def textured(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Smooth LR images and the truth that `tiny_rrdb` comes near to: different images of one kind."""
+    gen = torch.Generator().manual_seed(seed)
+    lr = F.interpolate(torch.rand((n, 3, 3, 3), generator=gen), size=(12, 12), mode="bicubic").clamp(0.1, 0.9)
+    return lr, F.interpolate(lr, scale_factor=4, mode="bicubic").clamp(0, 1)
+
+
+def test_a_universal_perturbation_harms_images_that_it_was_not_fitted_on(network: nn.Module) -> None:
+    """More than random signs of its size do, on each: a no-op attack fails here."""
+    attack = Universal(network, eps=EPS, steps=10, objective=L1)
+    shift, (lr, hr) = attack.fit(*textured(4, 0)), textured(4, 1)
+    assert shift.shape == lr.shape[1:]
+    assert shift.abs().max() <= EPS + 1e-6
+    found = attack.apply(shift, lr, hr)
+    assert torch.equal(found.lr, (lr + shift).clamp(0, 1))
+    signs = torch.randn((20, *lr.shape[1:]), generator=torch.Generator().manual_seed(2)).sign() * EPS
+    random = torch.stack([l1(network, (lr + delta).clamp(0, 1), hr) for delta in signs])
+    assert found.loss_clean is not None
+    assert found.loss_attacked is not None
+    torch.testing.assert_close(found.loss_clean, l1(network, lr, hr))
+    torch.testing.assert_close(found.loss_attacked, l1(network, found.lr, hr))
+    assert (found.loss_attacked > found.loss_clean).all()
+    assert (found.loss_attacked > random.amax(0)).all()
+
+
+def test_a_universal_perturbation_follows_the_mean_gradient(network: nn.Module) -> None:
+    lr, hr = textured(3, 0)
+    shift = torch.zeros_like(lr[0])
+    for _ in range(3):
+        shift.requires_grad_()
+        loss = torch.stack(
+            [(network((x + shift).clamp(0, 1)[None])[0] - y).abs().mean() for x, y in zip(lr, hr, strict=True)]
+        )
+        (grad,) = torch.autograd.grad(loss.mean(), shift)
+        shift = (shift + 2 * EPS / 3 * grad.sign()).clamp(-EPS, EPS).detach()
+    fitted = Universal(network, eps=EPS, steps=3, pace=2.0, objective=L1).fit(lr, hr, ["a", "b", "c"])
+    torch.testing.assert_close(fitted, shift, atol=1e-6, rtol=0)
+
+
+def test_a_universal_perturbation_says_what_it_needs(network: nn.Module) -> None:
+    lr, hr = images(2, 12)
+    attack = Universal(network, objective=L1)
+    with pytest.raises(InputError, match="fitted on other images"):
+        attack(lr, hr)
+    with pytest.raises(InputError, match="does not fit"):
+        attack.apply(torch.zeros(3, 12, 16), lr, hr)
+
+
+def test_a_partial_attack_changes_the_left_and_harms_the_right(network: nn.Module) -> None:
+    """A no-op attack fails here."""
+    lr, hr = scene(network, 2, 16)
+    result = PartialPGD(network, eps=EPS, steps=4, restarts=1, margin=1, objective=L1).run(lr, hr, ["a", "b"])
+    assert torch.equal(result.lr[..., 8:], lr[..., 8:])
+    assert ((result.lr - lr)[..., :8].abs() > 0.5 * EPS).float().mean() > 0.5
+
+    def right(x: Tensor) -> Tensor:
+        """The loss to the right of 9 LR columns, of images whose left 8 are those of `x`."""
+        answer: Tensor = network(torch.cat([x[..., :8], lr[..., 8:]], dim=-1))
+        return (answer - hr)[..., 36:].abs().flatten(1).mean(1)
+
+    torch.testing.assert_close(result.loss_attacked, right(result.lr))
+    torch.testing.assert_close(result.loss_clean, right(lr))
+    signs = torch.randn((20, *lr.shape), generator=torch.Generator().manual_seed(2)).sign() * EPS
+    random = torch.stack([right((lr + delta).clamp(0, 1)) for delta in signs]).amax(0)
+    assert (result.loss_attacked - result.loss_clean > 2 * (random - result.loss_clean)).all()
+    assert (result.loss_attacked > result.loss_clean).all()
+    assert (result.loss_attacked > right(StrongPGD(network, eps=EPS, steps=4, restarts=1, objective=L1)(lr, hr))).all()
+
+
+def test_bicubic_carries_nothing_over_a_margin_of_2() -> None:
+    lr, hr = images(2, 16)
+    bicubic = nn.Upsample(scale_factor=4, mode="bicubic")
+    runs = {m: PartialPGD(bicubic, eps=EPS, steps=3, margin=m, objective=L1).run(lr, hr) for m in (0, 2)}
+    assert torch.equal(runs[2].loss_attacked, runs[2].loss_clean)
+    assert (runs[0].loss_attacked > runs[0].loss_clean).all()
+
+
+def test_what_is_scored_of_an_image_is_that_part_at_every_scale() -> None:
+    part = Part(0.5, 4)
+    assert part.scored(torch.arange(96.0).expand(3, 96, 96), 24)[0, 0].tolist() == list(range(64, 96))
+    assert part.scored(torch.arange(24.0).expand(3, 24, 24), 24)[0, 0].tolist() == list(range(16, 24))
+    with pytest.raises(InputError, match="leaves nothing to score"):
+        Part(0.9, 4).scored(torch.zeros(3, 48, 48), 12)
+    for attacked, margin in ((0.0, 4), (1.0, 4), (0.5, -1)):
+        with pytest.raises(InputError, match="need 0 < attacked < 1"):
+            Part(attacked, margin)
 
 
 def test_bad_settings_are_refused(network: nn.Module) -> None:
