@@ -66,7 +66,7 @@ def attack_image(card: Card, threat: Threat, sample: Sample, device: str = "auto
     with full_float32():
         result = threat.run(seen, lr, hr, [sample.id], seed)
         before, after = (_answer(deployed, x, sample.id) for x in (lr, result.lr))
-    figures = [float(psnr(sr, hr)) for sr in (before, after)]
+    figures = [float(psnr(*threat.scored(sr, hr, lr)[:2])) for sr in (before, after)]
     losses = [float(loss) for loss in (result.loss_clean, result.loss_attacked) if loss is not None]
     return AttackedImage(lr, result.lr, after, figures, losses)
 

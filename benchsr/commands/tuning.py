@@ -74,7 +74,7 @@ def try_sigmas(
                 with torch.no_grad(), full_float32():
                     smoothed = Smoothed(network, sigma, n, protocol.seed) if sigma else None
                     sr = smoothed(attacked, [sample.id]) if smoothed else network(attacked)
-                found = score(sr, sample.hr[None], sample.lr[None], protocol.metrics)
+                found = score(*threat.scored(sr, sample.hr[None], sample.lr[None]), protocol.metrics)
                 figures = {name: value.item() for name, value in found.figures.items()}
                 lines.append({"threat": threat.id, "sigma": sigma, **figures})
     return pd.DataFrame(lines).groupby(["threat", "sigma"], sort=False, as_index=False).mean()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchsr.base.errors import BenchsrError, InputError, UnavailableError
@@ -21,11 +21,19 @@ from benchsr.threats.table import THREATS, Threat
 
 
 @dataclass(frozen=True)
+class Others:
+    """Images that an attack is given beside the one that it attacks, in order; `key`: of what it finds on them."""
+
+    ids: tuple[str, ...]
+    key: str
+
+
+@dataclass(frozen=True)
 class Cell:
     """One threat against one network on the images of a data set, scored for every model that deploys the network.
 
     `records` are templates, one for each (model, image), that hold all that is known before the work starts.
-    `attack_keys` maps images to the keys of their attacked LR.
+    `attack_keys` maps images to the keys of their attacked LR, `others` to what else an attack on them is given.
     """
 
     threat: str
@@ -33,6 +41,7 @@ class Cell:
     samples: Dataset
     records: tuple[Record, ...]
     attack_keys: Mapping[str, str]
+    others: Mapping[str, Others] = field(default_factory=dict)
 
     @property
     def network_card(self) -> Card:
@@ -50,6 +59,7 @@ class Cell:
                 self,
                 records=tuple(record for image in part for record in by_image[image]),
                 attack_keys={image: self.attack_keys[image] for image in part},
+                others={image: self.others[image] for image in part if image in self.others},
             )
             for part in (images[start : start + size] for start in range(0, len(images), size))
         ]
@@ -225,14 +235,30 @@ def _cell(
     if threat.objective and threat.spec.make:  # attacks of equal settings are one attack, whatever they are called
         cause["threat"] = threat.spec.make.__name__
     images = dict.fromkeys(template.image for template in templates)
-    attack_keys = {image: digest([CODE_VERSION, cause, samples.sample_key(image)]) for image in images}
+    others = _others(threat, samples, list(images), cause)
+    attack_keys = {
+        image: digest([CODE_VERSION, cause, samples.sample_key(image), *([others[image].key] if others else [])])
+        for image in images
+    }
     metrics = protocol.metrics
     scored: list[Any] = [network, metrics.model_dump(), protocol.evaluations, protocol.seed]
     scored += [metrics.versions] * bool(metrics.versions)
     scored += [{"singles": threat.singles}] * bool(threat.singles)
     deployed = {row.card.id: _keyed(deployment(row.card, threat.like)) for row in group}
     records = (replace(t, key=digest([attack_keys[t.image], scored, deployed[t.model]])) for t in templates)
-    return Cell(threat.id, {row.card.id: row.card for row in group}, samples, tuple(records), attack_keys)
+    return Cell(threat.id, {row.card.id: row.card for row in group}, samples, tuple(records), attack_keys, others)
+
+
+def _others(threat: Threat, samples: Dataset, images: Sequence[str], cause: Mapping[str, Any]) -> dict[str, Others]:
+    """What an attack on each of `images` is given beside it; empty where it needs nothing."""
+    if threat.spec.others is None:
+        return {}
+    groups = {image: tuple(threat.spec.others(samples.ids, image)) for image in images}
+    made = {
+        ids: Others(ids, digest([CODE_VERSION, cause, "others", [samples.sample_key(i) for i in ids]]))
+        for ids in set(groups.values())
+    }
+    return {image: made[ids] for image, ids in groups.items()}
 
 
 def _origin(table: Registry[Any], name: str) -> dict[str, str]:

@@ -32,6 +32,7 @@ from benchsr.results.singles import Singles
 from benchsr.threats.attacks import AttackResult
 from benchsr.threats.health import attack_flags
 from benchsr.threats.table import Threat
+from benchsr.threats.variants import Universal
 
 FEATURES = 0.1
 """Share of a worker's memory that may hold the truth's perceptual features: 100 whole DIV2K images take 2.2 GB."""
@@ -71,6 +72,14 @@ class Attacked:
     sample: Sample
     lr: Tensor
     report: AttackReport
+
+
+@dataclass(frozen=True, eq=False)
+class _Fitted:
+    """A universal perturbation (3, h, w), and the seconds that it took for each image that it was fitted on."""
+
+    shift: Tensor
+    share: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +148,7 @@ class Worker:
         self._features_room: float | None = None
         self._bytes_per_pixel: dict[tuple[str, Objective], float] = {}
         self._repeated: set[tuple[str, Deployment | None]] = set()
+        self._perturbations: dict[str, _Fitted] = {}
 
     def run(self, cell: Cell) -> Iterator[Record]:
         """Compute the records of `cell`, and yield each as it is done; what goes wrong becomes its reason."""
@@ -218,10 +228,9 @@ class Worker:
         if threat.spec.kind == "dataset":
             return AttackResult(lr, None, None), 0.0
         network: nn.Module = nn.Identity()
-        bound, size = None, len(samples)
+        bound, size, shift = None, len(samples), None
         if threat.objective:
-            if threat.objective.against == "truth":  # whose features are kept; anything else is the attack's to find
-                bound = self._bound(cell, samples, hr, threat.objective)
+            bound = self._goal(cell, threat, samples, hr)
             plain = self._load(cell)
             network = Autocast(plain) if self.protocol.precision == "bf16" else plain
             plan = self._plan(cell, network, threat.objective, lr)
@@ -232,10 +241,54 @@ class Worker:
             threat = facing(threat, cell.network_card)
         if isinstance(network, Smoothed):
             network.draws_at_once = min(network.draws_at_once, size)
+        shares = 0.0
+        if threat.spec.make is Universal:
+            fitted = [self._fitted(cell, threat, network, sample, size) for sample in samples]
+            shift, shares = torch.stack([f.shift for f in fitted]), sum(f.share for f in fitted)
         with Stopwatch(self.device) as watch:
             ids = [s.id for s in samples]
-            result = threat.run(network, lr, hr, ids, self.protocol.seed, bound=bound, batch_size=size)
-        return result, watch.seconds
+            result = threat.run(network, lr, hr, ids, self.protocol.seed, bound=bound, batch_size=size, shift=shift)
+        return result, watch.seconds + shares
+
+    def _goal(self, cell: Cell, threat: Threat, samples: Sequence[Sample], hr: Tensor) -> BoundObjective | None:
+        """The objective, bound to the truth or the targets of `samples`; None: the attack finds what else it is."""
+        objective = threat.objective
+        if objective and objective.against == "other":
+            targets = [self._others(cell, sample)[0] for sample in samples]
+            return self._bound(cell, targets, self._to_device([t.hr for t in targets]), objective)
+        if objective and objective.against == "truth" and threat.part is None:  # whose features are kept
+            return self._bound(cell, samples, hr, objective)
+        return None
+
+    def _others(self, cell: Cell, sample: Sample) -> list[Sample]:
+        """The images that the attack on `sample` is given beside it. Raises InputError where they are of no use."""
+        others = [cell.samples.sample(image) for image in cell.others[sample.id].ids]
+        if not others:
+            raise InputError(f"threat {cell.threat!r} needs other images too, and the data set has but one")
+        for other in others:
+            if other.lr.shape != sample.lr.shape:
+                sizes = " and ".join(f"{s.id} ({s.lr.shape[2]} x {s.lr.shape[1]})" for s in (sample, other))
+                raise InputError(
+                    f"threat {cell.threat!r} needs LR images of one size, unlike {sizes}; set crop in the protocol"
+                )
+        return others
+
+    def _fitted(self, cell: Cell, threat: Threat, network: nn.Module, sample: Sample, size: int) -> _Fitted:
+        """The universal perturbation for `sample`: from the cache, or fitted now, `size` images at once, and kept."""
+        others = cell.others[sample.id]
+        if others.key not in self._perturbations:
+            hit, attack = self.cache.get(others.key), threat.attack(network)
+            if hit is None and isinstance(attack, Universal) and threat.objective:
+                given = self._others(cell, sample)
+                lr, hr = (self._to_device(images) for images in ([s.lr for s in given], [s.hr for s in given]))
+                bound = self._bound(cell, given, hr, threat.objective)
+                with Stopwatch(self.device) as watch:
+                    shift = attack.fit(lr, hr, others.ids, self.protocol.seed, bound=bound, batch_size=size)
+                hit = shift.cpu(), AttackReport(watch.seconds)
+                self.cache.put(others.key, *hit)
+            assert hit
+            self._perturbations[others.key] = _Fitted(hit[0].to(self.device), hit[1].seconds / len(others.ids))
+        return self._perturbations[others.key]
 
     def _to_device(self, images: Sequence[Tensor]) -> Tensor:
         batch = torch.stack(list(images))
@@ -304,13 +357,13 @@ class Worker:
         singles: Singles | None = None
         if threat.singles:
             sr, model, seconds = self._single_answers(cell, template.model, attacked)
-            found = self._scores(sr, sample)
+            found = self._scores(sr, sample, threat)
             singles = self._singles(sr, sample, model, found, is_clean=threat.objective is None)
             figures = {name: statistics.median(values.tolist()) for name, values in found.figures.items()}
             sr = sr.median(dim=0).values[None]
         else:
             sr, seconds = self._super_resolve(cell, template.model, attacked)
-            found = self._scores(sr, sample)
+            found = self._scores(sr, sample, threat)
             figures = {name: values.mean().item() for name, values in found.figures.items()}
         lacking = "; ".join(f"{name}: {why}" for name, why in found.lacking.items())
         if not figures:
@@ -332,12 +385,12 @@ class Worker:
         )
         return Answer(record, attacked.lr, sr)
 
-    def _scores(self, sr: Tensor, sample: Sample) -> Scores:
-        """Scores of answers `sr` (k, 3, 4h, 4w) to one image, a part of them at a time."""
+    def _scores(self, sr: Tensor, sample: Sample, threat: Threat) -> Scores:
+        """Scores of answers `sr` (k, 3, 4h, 4w) to one image, some of them at a time, by what `threat` has scored."""
         found = []
         for part in sr.split(SCORED_AT_ONCE):
             hr, lr = (image.to(self.device).expand(len(part), *image.shape) for image in (sample.hr, sample.lr))
-            found.append(score(part, hr, lr, self.protocol.metrics))
+            found.append(score(*threat.scored(part, hr, lr), self.protocol.metrics))
         return Scores(
             {name: torch.cat([f.figures[name] for f in found]) for name in found[0].figures}, found[0].lacking
         )
@@ -358,6 +411,7 @@ class Worker:
         key = network_key(card)  # two cards may bear one id
         if self._network is None or self._network[0] != key:
             self._network = None  # frees the last one before the next is loaded
+            self._perturbations = {}
             self._network = (key, load_network(card, device=self.device))
         return self._network[1]
 

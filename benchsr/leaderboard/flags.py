@@ -69,11 +69,14 @@ def flags(records: Iterable[Record]) -> dict[tuple[str, str], tuple[str, ...]]:
 def _compared(own: Mapping[str, Sequence[Record]]) -> Iterator[tuple[str, str]]:
     """(threat, flag) of one model, from its records by threat. Only cells on the same images are compared."""
     for threat, group in own.items():
-        if THREATS[threat].kind != "attack":
+        spec = THREATS[threat]
+        if spec.kind != "attack":
             continue
         psnr, size = _mean(group, "psnr"), _mean(group, "attack_linf")
         others = {t: rows for t, rows in own.items() if t != threat and _images(rows) == _images(group)}
         for other, rows in others.items():
+            if THREATS[other].in_part != spec.in_part:
+                continue
             if _transfer_of(other, threat) and _mean(rows, "psnr") < psnr - MARGIN:
                 yield threat, "transfer-stronger"
             deeper = psnr - _mean(rows, "psnr")
@@ -81,32 +84,27 @@ def _compared(own: Mapping[str, Sequence[Record]]) -> Iterator[tuple[str, str]]:
                 if found:
                     yield threat, flag
             rose = _mean(group, "loss_attacked") > 1.05 * _mean(group, "loss_clean")
-            if other == _unattacked(threat) and -deeper < MARGIN and rose:
+            if other == spec.unattacked and -deeper < MARGIN and rose:
                 yield threat, "metric-unmoved"
             no_larger = _mean(rows, "attack_l2") <= 1.05 * _mean(group, "attack_l2")
             if other in NOISES and no_larger and _mean(rows, "psnr") < psnr + MARGIN:
                 yield threat, "random-as-strong"
             # The errors of a brightness shift and of the clean output add up in squares; 1 dB is for clipping.
             shifted = -10 * log10(10 ** (-_mean(rows, "psnr") / 10) + size**2)
-            if other == "clean" and size >= LARGE and psnr > shifted + 1 and "norm" not in THREATS[threat].preset:
+            if other == "clean" and size >= LARGE and psnr > shifted + 1 and "norm" not in spec.preset:
                 yield threat, "not-destroyed"
 
 
 def _gamed(own: Mapping[str, Sequence[Record]]) -> Iterator[tuple[str, str]]:
     """(threat, "metric-gaming") of one model, from its records by threat."""
     for threat, group in own.items():
-        clean = own.get(_unattacked(threat), ())
+        clean = own.get(THREATS[threat].unattacked, ())
         blind = [m for m in metrics_of(clean) if not METRICS[m].reference]
         if not blind or group is clean or _images(group) != _images(clean):
             continue
         gains = (sign(m) * (_mean(group, m) - _mean(clean, m)) for m in blind)
         if _mean(group, "psnr") <= _mean(clean, "psnr") - GAMED and any(gain > 0 for gain in gains):
             yield threat, "metric-gaming"
-
-
-def _unattacked(threat: str) -> str:
-    """The threat that scores the same statistic without an attack."""
-    return "single" if "singles" in THREATS[threat].preset else "clean"
 
 
 def _weaker(threat: str, other: str, deeper: float) -> Iterator[tuple[str, bool]]:
@@ -119,7 +117,8 @@ def _weaker(threat: str, other: str, deeper: float) -> Iterator[tuple[str, bool]
         same_view = a.get("median_of") == b.get("median_of")
         gradients = getattr(mine.make, "needs_gradient", True) and not getattr(theirs.make, "needs_gradient", True)
         yield "black-box-stronger", gradients and same_view and deeper > MARGIN
-        yield "not-the-best", issubclass(mine.make, StrongPGD) and bool(a.get("median_of")) and deeper > CLEARLY
+        full = issubclass(mine.make, StrongPGD) and bool(a.get("median_of")) and not mine.limited
+        yield "not-the-best", full and deeper > CLEARLY
     rest = {**a, "eps": 0.0} == {**b, "eps": 0.0} and mine.make is theirs.make
     smaller = float(b.get("eps", 0.0)) < float(a.get("eps", 0.0))
     yield "not-monotone", rest and smaller and deeper > MARGIN

@@ -23,7 +23,7 @@ from benchsr.metrics.quality import METRICS
 from benchsr.models.cards import PAPER_ROWS, CardDefence
 from benchsr.models.zoo import NO_WEIGHTS
 from benchsr.results.records import Record
-from benchsr.threats.table import ADAPTIVE, ENSEMBLE, SWEEP, THREATS
+from benchsr.threats.table import ADAPTIVE, ENSEMBLE, SWEEP, THREATS, VARIANTS
 
 AVERAGE = "avg"
 """Column of a table's average over its threats."""
@@ -140,6 +140,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "ensemble": Layout(
         "Beyond the paper: AutoAttack-SR, a fixed ensemble of attacks", tuple(ENSEMBLE), worst=tuple(ENSEMBLE)
     ),
+    "variants": Layout("Beyond the paper: attacks with other aims and means", tuple(VARIANTS)),
     "curves": Layout("Beyond the paper: PGD through the median at growing eps", tuple(SWEEP)),
 }
 

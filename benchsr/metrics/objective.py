@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchsr.base.errors import InputError, ModelError
@@ -13,8 +14,9 @@ from benchsr.base.registry import Registry
 from benchsr.metrics.perceptual import vgg_trunk
 
 PerceptualNet = Literal["vgg16", "vgg19"]
-Against = Literal["truth", "answer", "turned"]
-"""What SR is compared with: the truth, the model's own answer to the clean image, or the truth turned upside down."""
+Against = Literal["truth", "answer", "turned", "other"]
+"""What SR is compared with: the truth, the model's own answer to the clean image, the truth turned upside down, or
+another image that is given."""
 
 
 def per_image_mean(values: Tensor) -> Tensor:
@@ -29,7 +31,9 @@ class Objective:
     L_percep is the mean absolute difference of features before the activation: VGG-19 conv5_4 as in the paper, or
     VGG-16 conv5_3 where VGG-19 cannot be had; `mse_weight` adds the mean squared error. A weight of zero leaves its
     term out altogether. `against` says which image SR is compared with; with `toward` the objective is -L, so that
-    raising it brings SR towards that image (a targeted attack).
+    raising it brings SR towards that image (a targeted attack). `aligned` weighs L1 pixel by pixel (CosPGD, Agnihotri
+    et al. 2024) by the cosine similarity of the softmaxed colours of SR and that image, or with `toward` by 1 minus it;
+    the weights count as constants in the gradient.
     """
 
     l1_weight: float = 1.0
@@ -38,6 +42,7 @@ class Objective:
     mse_weight: float = 0.0
     against: Against = "truth"
     toward: bool = False
+    aligned: bool = False
 
     def __post_init__(self) -> None:
         weights = (self.l1_weight, self.perceptual_weight, self.mse_weight)
@@ -79,12 +84,18 @@ class BoundObjective:
             raise ModelError(
                 f"the model answered {tuple(sr.shape)}, not {tuple(self.hr.shape)}, the shape of the truth"
             )
-        terms = {"l1": per_image_mean((sr - self.hr).abs())}
+        errors = (sr - self.hr).abs()
+        terms = {"l1": per_image_mean(self._alignment(sr) * errors if self.objective.aligned else errors)}
         if self.features is not None:
             terms["perceptual"] = per_image_mean((self.objective.features(sr) - self.features).abs())
         if self.objective.mse_weight:
             terms["mse"] = per_image_mean((sr - self.hr).square())
         return terms
+
+    def _alignment(self, sr: Tensor) -> Tensor:
+        """The weight of each pixel, (N, 1, H, W)."""
+        found = F.cosine_similarity(sr.detach().softmax(1), self.hr.softmax(1), dim=1)[:, None]
+        return 1 - found if self.objective.toward else found
 
     def __call__(self, sr: Tensor) -> Tensor:
         """The weighted sum of the terms, (N,); its negative where the objective leads towards the image."""
@@ -110,6 +121,8 @@ LOSSES: Registry[Objective] = Registry(
         "perceptual": Objective(0.0, 1.0),
         "answer": Objective(1.0, 0.0, against="answer"),
         "turned": Objective(1.0, 0.0, against="turned", toward=True),
+        "other": Objective(1.0, 0.0, against="other", toward=True),
+        "aligned": Objective(1.0, 0.0, aligned=True),
     },
 )
 """Objectives that a threat fixes by name, whatever the protocol's weights are."""

@@ -31,8 +31,13 @@ REFERENCES: Mapping[Against, Callable[[Tensor, Callable[[], Tensor]], Tensor]] =
     "truth": lambda hr, answer: hr,
     "answer": lambda hr, answer: answer(),
     "turned": lambda hr, answer: hr.rot90(2, (-2, -1)),
+    "other": lambda hr, answer: _no_target(),
 }
 """(truth, what asks the model for its clean answer) -> the image that an objective compares with."""
+
+
+def _no_target() -> Tensor:
+    raise InputError("a targeted attack needs the image that it leads towards: run(..., bound=objective.bind(target))")
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,8 @@ class GradientAttack(Attack):  # type: ignore[misc]
     restarts = 1
     draws = 1
     needs_gradient = True
+    shows_itself = True
+    """Whether a step asks the model about the image itself, and not about a transformed one."""
 
     def __init__(
         self,
@@ -121,6 +128,10 @@ class GradientAttack(Attack):  # type: ignore[misc]
     def gain(self, loss: Tensor, image: Tensor, x: Tensor, sr_elements: int) -> Tensor:
         """What the attack maximises, (N,), given the objective's `loss` (N,), a mean over `sr_elements` of each SR."""
         return loss
+
+    def answer(self, image: Tensor, ids: Sequence[str], noise: str, gradient: bool) -> Tensor:
+        """What the objective judges of the model's answer to `image`; `gradient`: for a step, not for the record."""
+        return self._sr(image, ids, noise)
 
     def stepper(self, x: Tensor, gens: Sequence[torch.Generator]) -> Step:
         """A fresh step rule for one run on clean images `x`; random steps come from `gens`, one for each image."""
@@ -210,7 +221,7 @@ class GradientAttack(Attack):  # type: ignore[misc]
                 zero = torch.maximum(zero, (grad == 0).flatten(1).float().mean(1))
             losses.append(loss)
             gains.append(gain)
-            if t == 0 and torch.equal(image, x):
+            if t == 0 and self.shows_itself and torch.equal(image, x):
                 loss_clean = loss
             better = gain > best_gain if self.keep_best else torch.full_like(gain, last, dtype=torch.bool)
             best_gain = torch.where(better, gain, best_gain)
@@ -222,7 +233,9 @@ class GradientAttack(Attack):  # type: ignore[misc]
         if loss_clean is None:
             with torch.no_grad():
                 noises = self._noises(f"{seed}-{name}-clean")
-                loss_clean = torch.stack([bound(self._sr(x, ids, noise)) for noise in noises]).mean(0)
+                loss_clean = torch.stack([bound(self.answer(x, ids, noise, gradient=False)) for noise in noises]).mean(
+                    0
+                )
         trace = torch.stack(losses, dim=1)
         if not bool(torch.isfinite(trace).all()):
             raise ModelError("the model returned NaN or infinite values under attack, or its loss overflowed")
@@ -241,7 +254,7 @@ class GradientAttack(Attack):  # type: ignore[misc]
         for noise in self._noises(name):  # one by one: memory does not grow with the draws
             with torch.set_grad_enabled(gradient):
                 image = self.image(v)
-                loss = bound(self._sr(image, ids, noise))
+                loss = bound(self.answer(image, ids, noise, gradient))
                 gain = self.gain(loss, image, x, bound.hr[0].numel())
             grad = torch.autograd.grad(gain.sum(), v)[0] if gradient else torch.zeros_like(v)
             looks.append((loss.detach(), gain.detach(), grad))

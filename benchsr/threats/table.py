@@ -33,6 +33,7 @@ from benchsr.threats.corruptions import (
     sensor_noise,
 )
 from benchsr.threats.severities import KINDS, SEVERITIES
+from benchsr.threats.variants import DIMIFGSM, MIFGSM, EightBitPGD, Part, PartialPGD, Universal, beside
 
 Setting = float | int | bool | str
 
@@ -55,7 +56,9 @@ class ThreatSpec:
     protocol's objective. Its `singles`, where it has them, say that so many noisy answers of a smoothed model are
     scored one by one, in place of their median. `like`: the threat whose sigma a model takes that has one for each
     threat. `group`: the kind of corruption of which this is one severity; all of a group draw the same noise.
-    `of_truth`: `make` is given HR too.
+    `of_truth`: `make` is given HR too. `line` says what it does where `make` alone does not tell. `limited`: it is
+    weaker than others of its size by design, and no sign of failure. `others`: (ids of the data set, id of an image)
+    -> ids of the images that the attack on this one is given beside it, none of which is that one.
     """
 
     title: str
@@ -66,11 +69,26 @@ class ThreatSpec:
     like: str = ""
     group: str = ""
     of_truth: bool = False
+    line: str = ""
+    limited: bool = False
+    others: Callable[[Sequence[str], str], Sequence[str]] | None = None
+
+    @property
+    def in_part(self) -> bool:
+        """Whether only a part of each image is scored."""
+        return "margin" in self.defaults
+
+    @property
+    def unattacked(self) -> str:
+        """The threat that scores the same statistic of the same part without an attack."""
+        if "singles" in self.preset:
+            return "single"
+        return "partial-clean" if self.in_part else "clean"
 
     @property
     def about(self) -> str:
         """What it does, in a line."""
-        return (inspect.getdoc(self.make) or self.title).splitlines()[0]
+        return self.line or (inspect.getdoc(self.make) or self.title).splitlines()[0]
 
     @property
     def defaults(self) -> dict[str, Setting]:
@@ -214,6 +232,69 @@ ENSEMBLE: dict[str, ThreatSpec] = {
 }
 """`autoattack-sr`: these together, with nothing to tune; of each image the worst by each metric counts."""
 
+ALIKE: dict[str, Setting] = {"eps": 10 / 255, "steps": 10, "restarts": 1, "pace": 2.0, "median_of": 5}
+"""Numbers of `pgd`, and the model as it is deployed."""
+
+TRANSFER: dict[str, Setting] = {"eps": 10 / 255, "median_of": 5}
+
+
+def next_image(ids: Sequence[str], image: str) -> list[str]:
+    """The image that follows in the data set, after the last the first; none where there is no other."""
+    following = ids[(ids.index(image) + 1) % len(ids)]
+    return [following] if following != image else []
+
+
+def other_half(ids: Sequence[str], image: str) -> list[str]:
+    """The images of odd place for one of even place, and the other way round: each is another one's held-out image."""
+    return list(ids[1 - ids.index(image) % 2 :: 2])
+
+
+VARIANTS: dict[str, ThreatSpec] = {
+    "pgd-targeted": ThreatSpec(
+        "Targeted PGD",
+        "attack",
+        StrongPGD,
+        preset={**ALIKE, "loss": "other"},
+        like="pgd",
+        line="PGD that lowers the L1 distance to another image: the next one of the data set.",
+        limited=True,
+        others=next_image,
+    ),
+    "pgd-answer": ThreatSpec(
+        "PGD without the truth",
+        "attack",
+        StrongPGD,
+        preset={**ALIKE, "loss": "answer"},
+        like="pgd",
+        line="PGD that raises the L1 distance to the model's own clean answer: it needs no truth.",
+        limited=True,
+    ),
+    "cospgd": ThreatSpec(
+        "CosPGD",
+        "attack",
+        StrongPGD,
+        preset={**ALIKE, "loss": "aligned"},
+        like="pgd",
+        line="PGD whose L1 counts most where SR still has the truth's colours (Agnihotri et al. 2024).",
+    ),
+    "pgd-8bit": ThreatSpec("8-bit PGD", "attack", EightBitPGD, preset=ALIKE, like="pgd", limited=True),
+    "mi-fgsm": ThreatSpec("MI-FGSM", "attack", MIFGSM, preset=TRANSFER, like="pgd", limited=True),
+    "di-mi-fgsm": ThreatSpec("DI-MI-FGSM", "attack", DIMIFGSM, preset=TRANSFER, like="pgd", limited=True),
+    "universal": ThreatSpec(
+        "Universal perturbation",
+        "attack",
+        Universal,
+        preset={"eps": 10 / 255, "steps": 20, "median_of": 5},
+        like="pgd",
+        line="One perturbation for half of the images, fitted on the other half (Choi et al. 2019).",
+        limited=True,
+        others=other_half,
+    ),
+    "partial-clean": ThreatSpec("Clean LR, right part", "corruption", beside, like="pgd"),
+    "partial": ThreatSpec("PGD on the left, right part", "attack", PartialPGD, preset=ALIKE, like="pgd", limited=True),
+}
+"""Attacks with other aims or means than PGD's, of its size."""
+
 CORRUPTIONS: dict[str, ThreatSpec] = {
     f"{name}-{severity}": ThreatSpec(
         f"{kind.title}, severity {severity}",
@@ -230,7 +311,7 @@ CORRUPTIONS: dict[str, ThreatSpec] = {
 
 THREATS: Registry[ThreatSpec] = Registry(
     "threat",
-    {**FIXED, **ADAPTIVE, **EUCLIDEAN, **SINGLE, **ENSEMBLE, **CORRUPTIONS},
+    {**FIXED, **ADAPTIVE, **EUCLIDEAN, **SINGLE, **ENSEMBLE, **VARIANTS, **CORRUPTIONS},
     group="benchsr.threats",
     of=ThreatSpec,
 )
@@ -290,6 +371,20 @@ class Threat:
         return make_ball(self.settings.get("norm", "linf"), float(self.settings["eps"]))  # type: ignore[arg-type]
 
     @property
+    def part(self) -> Part | None:
+        """What of each image is scored; None: all of it."""
+        if not self.spec.in_part:
+            return None
+        return Part(float(self.settings["attacked"]), int(self.settings["margin"]))
+
+    def scored(self, sr: Tensor, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What metrics are given of SR and HR (..., sh, sw) and LR (..., h, w)."""
+        if self.part is None:
+            return sr, hr, lr
+        first, second, third = (self.part.scored(image, lr.shape[-1]) for image in (sr, hr, lr))
+        return first, second, third
+
+    @property
     def like(self) -> str:
         """The threat whose sigma applies to a model that has one for each threat."""
         return self.spec.like or self.id
@@ -311,10 +406,17 @@ class Threat:
         *,
         bound: BoundObjective | None = None,
         batch_size: int | None = None,
+        shift: Tensor | None = None,
     ) -> AttackResult:
-        """The attacked or corrupted LR, with what an attack reports of it; arguments as for `GradientAttack.run`."""
+        """The attacked or corrupted LR, with what an attack reports of it; arguments as for `GradientAttack.run`.
+
+        `shift`: what `Universal.fit` has found on other images, which a universal attack cannot do without.
+        """
         if self.spec.kind == "attack":
-            return self.attack(model).run(lr, hr, ids, seed, bound=bound, batch_size=batch_size)
+            attack = self.attack(model)
+            if isinstance(attack, Universal) and shift is not None:
+                return attack.apply(shift, lr, hr, ids, seed, bound=bound, batch_size=batch_size)
+            return attack.run(lr, hr, ids, seed, bound=bound, batch_size=batch_size)
         if self.spec.make is None:
             raise InputError(f"threat {self.id!r} is the data set {self.spec.dataset!r}: it brings its own LR images")
         check_pair(lr, hr)

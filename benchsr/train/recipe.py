@@ -115,9 +115,11 @@ class Stage(Table):
         if isinstance(self.degrader, KernelsShape) and self.batch % self.degrader.members:
             raise ValueError("batch must be a multiple of the degrader's members")
         try:
-            self.load_threat()
+            threat = self.load_threat()
         except BenchsrError as error:
             raise ValueError(str(error)) from error
+        if threat.part or (threat.objective and threat.objective.against != "truth"):
+            raise ValueError(f"threat {self.threat!r} does not lead all of SR away from the truth; train under another")
         return self
 
     def load_threat(self) -> Threat:

@@ -10,11 +10,13 @@ import pytest
 import scipy.signal
 import torch
 from conftest import images, scene
-from torch import nn
+from torch import Tensor, nn
 
 from benchsr.base.errors import InputError, UnknownIdError
+from benchsr.metrics.objective import BoundObjective
 from benchsr.threats.corruptions import gaussian_blur
-from benchsr.threats.table import THREATS, load_threat
+from benchsr.threats.table import THREATS, Threat, load_threat
+from benchsr.threats.variants import Universal
 
 OWN_LR = [name for name, spec in THREATS.items() if spec.kind != "dataset"]
 L1 = {"l1_weight": 1.0, "perceptual_weight": 0.0}
@@ -25,18 +27,30 @@ def settings(name: str) -> dict[str, float]:
     return {**{k: v for k, v in L1.items() if k in THREATS[name].defaults}, **few}
 
 
+def others(threat: Threat, network: nn.Module) -> tuple[BoundObjective | None, Tensor | None]:
+    """What attacks are given that need other images: targets, and a perturbation."""
+    (lr, hr), goal = scene(network, 2, 12, seed=8), threat.objective
+    if threat.spec.others is None or goal is None:
+        return None, None
+    attack = threat.attack(network)
+    return (None, attack.fit(lr, hr)) if isinstance(attack, Universal) else (goal.bind(hr), None)
+
+
 @pytest.mark.parametrize("name", OWN_LR)
 def test_every_threat_makes_images_that_depend_on_seed_and_id_alone(
     name: str, network: nn.Module, trunk: nn.Module
 ) -> None:
     lr, hr = scene(network, 2, 12)
     threat = load_threat(name, **settings(name))
-    first = threat(network, lr, hr, ["a", "b"], seed=3)
+    bound, shift = others(threat, network)
+    first = threat.run(network, lr, hr, ["a", "b"], 3, bound=bound, shift=shift).lr
     torch.manual_seed(0)
-    assert torch.equal(first[1:], threat(network, lr[1:], hr[1:], ["b"], seed=3))
+    alone = threat.run(network, lr[1:], hr[1:], ["b"], 3, bound=bound[1:] if bound else None, shift=shift).lr
+    assert torch.equal(first[1:], alone)
     assert first.shape == lr.shape
     assert 0 <= first.min() <= first.max() <= 1
-    assert torch.equal(first, lr) == (THREATS[name].make is THREATS["clean"].make)
+    unchanged = THREATS["clean"].make, THREATS["partial-clean"].make
+    assert torch.equal(first, lr) == (THREATS[name].make in unchanged)
 
 
 @pytest.mark.parametrize("name", OWN_LR)

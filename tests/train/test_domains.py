@@ -266,6 +266,7 @@ def test_a_patch_discriminator_sees_how_strong_noise_is() -> None:
             "multiple",
         ),
         ({"stages": [TINY | {"low_pass": 4}]}, "odd"),
+        ({"stages": [TINY | {"threat": "pgd-targeted", "settings": {}}]}, "does not lead all of SR away"),
     ],
 )
 def test_broken_recipes_are_named(table: dict[str, object], field: str) -> None:
