@@ -22,7 +22,8 @@ _MAX_MODEL_BYTES = 4 << 20
 
 _MAX_CHANNELS = 1 << 12
 
-_Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+_Name = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,200}$")]
+"""What may stand in a message."""
 
 
 class _Read(BaseModel):
@@ -39,7 +40,7 @@ class _Weight(_Read):
 
 
 class _Group(_Read):
-    paths: tuple[str, ...]
+    paths: tuple[_Name, ...] = Field(max_length=64)
     weights: tuple[_Weight, ...]
 
 
@@ -49,7 +50,7 @@ _Call = tuple[_Name, Literal[0], Literal[0], Annotated[dict[str, Any], Field(max
 
 
 class _Layer(_Read):
-    class_name: str
+    class_name: _Name
     name: _Name
     config: dict[str, Any]
     inbound_nodes: tuple[tuple[_Call, ...], ...] = Field(max_length=1)  # more: a layer that is used more than once

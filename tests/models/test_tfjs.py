@@ -207,6 +207,8 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "one shard": (paths(SHARDS[0]), "lists"),
     "twice a shard": (paths(SHARDS[0], *SHARDS), "lists"),
     "code": (top("relu", class_name="Lambda"), r"layer relu \(Lambda\): such layers cannot be read; known: InputLayer"),
+    "two lines": (top("relu", class_name="x\n\x1b[31m"), "layers.3.class_name: String should match"),
+    "long path": (paths("x" * 10**6), "paths.0: String should match"),
     "unknown activation": (config("relu", activation="gelu"), r"layer relu \(Activation\): activation: .*'relu'"),
     "strides": (config("grow", strides=[2, 2]), r"layer grow \(Conv2D\): strides.0"),
     "even kernel": (config("grow", kernel_size=[2, 3]), r"layer grow \(Conv2D\): kernel_size.0"),
