@@ -69,9 +69,10 @@ class Smoothed(Randomised):
     def _image(self, x: Tensor, sample_id: str, purpose: str) -> Tensor:
         if len(list(draw_slices(self.n, x, self.draws_at_once))) == 1:  # backward holds one chunk anyway
             draws = self.network(next(self.noisy(x, sample_id, purpose))[1])
-            return draws.gather(0, _median(draws.detach())[1][None])[0]
+            median: Tensor = draws.gather(0, _median(draws.detach())[1][None])[0]
+            return median
         parameters = [p for p in self.network.parameters() if p.requires_grad]
-        median: Tensor = _Median.apply(self, sample_id, purpose, x, *parameters)
+        median = _Median.apply(self, sample_id, purpose, x, *parameters)
         return median
 
 

@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,8 @@ def run_bash(example: Example) -> None:
             try:
                 main()
             except SystemExit as stopped:
-                assert not stopped.code, f"{example.path}:{example.line}: {line} exited with {stopped.code}"
+                if stopped.code:
+                    pytest.fail(f"{example.path}:{example.line}: {line} exited with {stopped.code}")
 
 
 TITLED = RawFencedCodeBlockLexer(re.compile(r'toml title="(?P<name>[a-z-]+\.toml)"$\n', re.MULTILINE))
@@ -54,7 +54,7 @@ PAGES = Sybil([PythonCodeBlockParser(), CodeBlockParser("bash", run_bash), title
 
 
 @pytest.fixture
-def beginner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def beginner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder but for the tutorials' protocol, made the working directory."""
     monkeypatch.setenv("BENCHSR_CACHE", str(tmp_path / "user-cache"))
     monkeypatch.setenv("COLUMNS", "80")
@@ -62,7 +62,7 @@ def beginner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder.mkdir()
     shutil.copy(FOLDER / "rehearsal.toml", folder)
     monkeypatch.chdir(folder)
-    yield folder
+    return folder
 
 
 @pytest.mark.parametrize("page", sorted(path.stem for path in FOLDER.glob("*.md")))

@@ -66,8 +66,10 @@ def test_of_each_image_the_worst_attack_of_the_statistic_counts() -> None:
     lines = board(24.9) + records("m", "pgd-l2-0.05", [25.5, 20.0]) + records("m", "pgd-l2-0.1", [1.0])
     deployed = statement(Certificates(lines), "deployed-psnr")
     found = {p.radius: (p.attacked, p.attacks) for p in deployed.points}
-    assert found[0.05] == (pytest.approx((24.9 + 20.0) / 2), ("l2-0.05", "pgd-l2-0.05"))
-    assert found[0.1] == (pytest.approx(24.9), ("l2-0.1",))  # PGD has not seen both images
+    assert found[0.05][0] == pytest.approx((24.9 + 20.0) / 2)
+    assert found[0.05][1] == ("l2-0.05", "pgd-l2-0.05")
+    assert found[0.1][0] == pytest.approx(24.9)
+    assert found[0.1][1] == ("l2-0.1",)  # PGD has not seen both images
     single = statement(Certificates(lines), "score-psnr")
     assert {p.attacked for p in single.points[1:]} == {24.9}
     frame = Certificates(lines).frame
