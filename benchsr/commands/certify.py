@@ -132,12 +132,12 @@ def attack_norms(results: Path) -> Norms:
 
 def as_deployed(card: Card, sigma: float) -> str:
     """Whether a certificate of `card`'s network under noise `sigma` is of the model that attacks face, in words."""
-    own = card.smoothing.sigma if card.smoothing else None
-    if own is None:
+    if card.smoothing is None:
         return (
             "The model is deployed without median smoothing: this certificate is of its smoothed network, and covers "
             "no attack on the model as it is."
         )
+    own = card.smoothing.sigma
     if isinstance(own, dict) or own != sigma:
         told = "a sigma for each threat" if isinstance(own, dict) else f"sigma {own:g}"
         return f"The card deploys the model with {told}: this certificate covers it under sigma {sigma:g} alone."

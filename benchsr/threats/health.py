@@ -43,7 +43,7 @@ def inner_gradients() -> Iterator[list[str]]:
     RobustBench flags such models too (Croce et al. 2021): attacks seldom see through them. It costs nothing.
     """
     found: list[str] = []
-    run_backward, thread = torch.autograd._engine_run_backward, threading.get_ident()
+    run_backward, thread = torch.autograd.graph._engine_run_backward, threading.get_ident()
 
     def noted(*_: Any) -> None:
         if threading.get_ident() == thread:

@@ -83,7 +83,7 @@ class BackProjected(nn.Module):
         with torch.enable_grad():
             loss = (nn.functional.avg_pool2d(sr, 4) - x).square().sum()
             if self.how == "backward":
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 gradient = sr.grad
             else:
                 (gradient,) = grad_by_name(loss, sr)
@@ -113,7 +113,7 @@ def test_models_that_take_none_are_not_flagged_nor_is_what_comes_after() -> None
 def test_gradients_of_other_threads_are_not_the_models() -> None:
     def elsewhere() -> None:
         x = torch.ones(2, requires_grad=True)
-        x.square().sum().backward()  # type: ignore[no-untyped-call]
+        x.square().sum().backward()
 
     with inner_gradients() as found:
         thread = Thread(target=elsewhere)
