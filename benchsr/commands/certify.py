@@ -27,6 +27,7 @@ from benchsr.defences.certificate import (
 )
 from benchsr.evaluation.ledger import read_ledger, stored_protocol
 from benchsr.leaderboard.certified import Certificates
+from benchsr.models.cards import Card
 from benchsr.models.network import load_network
 from benchsr.models.zoo import load_card
 
@@ -45,10 +46,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Norms:
-    """Mean l2 norms of the LR's change by threat id, measured on LR crops of side `crop` (None: of many sizes)."""
+    """l2 norms of the LR's change by threat id, mean and largest, on LR crops of side `crop` (None: of many sizes)."""
 
     crop: int | None
-    by_threat: Mapping[str, float]
+    by_threat: Mapping[str, tuple[float, float]]
 
 
 def describe(
@@ -56,9 +57,9 @@ def describe(
 ) -> list[str]:
     """The certificate in words, a line each: what it covers, how wide it is, and how far attacks reach beyond it.
 
-    `side`: height and width of the LR image. `norms`: of attacks, called inside or outside the radius where they are of
-    LR images of that size, as an l2 norm grows with its image; `step`: the L-infinity attack put beside the radius in
-    any case.
+    `side`: height and width of the LR image. `norms`: of threats, called inside the radius where all of one are, else
+    outside and not covered, if they are of LR images of that size, as an l2 norm grows with its image; `step`: the
+    L-infinity attack put beside the radius in any case.
     """
     c = certificate
     together = "all bounds of the image together" if c.simultaneous else "each bound by itself"
@@ -93,14 +94,16 @@ def _beside(certificate: Certificate, norms: Norms, side: tuple[int, int]) -> li
     size = f"LR crops of {norms.crop} x {norms.crop} pixels" if norms.crop else "LR images of other sizes"
     if side == (norms.crop, norms.crop):
         return [
-            f"Attack {name}: mean l2 norm {norm:.3g} on {size}, "
-            f"{'inside' if norm < certificate.eps else 'outside'} the certified radius."
-            for name, norm in norms.by_threat.items()
+            f"Threat {name}: mean l2 norm {mean:.3g}, largest {largest:.3g} on {size}, "
+            + ("inside" if largest < certificate.eps else "outside" if mean >= certificate.eps else "partly outside")
+            + " the certified radius"
+            + ("." if largest < certificate.eps else ": not covered.")
+            for name, (mean, largest) in norms.by_threat.items()
         ]
     hint = f"; certify with --crop {norms.crop} to compare" if norms.crop else ""
-    found = ", ".join(f"{name} {norm:.3g}" for name, norm in norms.by_threat.items())
+    found = ", ".join(f"{name} {mean:.3g}" for name, (mean, _) in norms.by_threat.items())
     return [
-        f"Mean l2 norms of attacks, measured on {size} and not comparable with the radius over "
+        f"Mean l2 norms of threats, measured on {size} and not comparable with the radius over "
         f"{side[0]} x {side[1]} pixels: {found}{hint}."
     ]
 
@@ -124,7 +127,21 @@ def attack_norms(results: Path) -> Norms:
         crop = stored_protocol(results.parent)[0].crop
     except InputError:  # nobody knows
         crop = None
-    return Norms(crop, {threat: fmean(norms.values()) for threat, norms in seen.items()})
+    return Norms(crop, {threat: (fmean(norms.values()), max(norms.values())) for threat, norms in seen.items()})
+
+
+def as_deployed(card: Card, sigma: float) -> str:
+    """Whether a certificate of `card`'s network under noise `sigma` is of the model that attacks face, in words."""
+    if card.smoothing is None:
+        return (
+            "The model is deployed without median smoothing: this certificate is of its smoothed network, and covers "
+            "no attack on the model as it is."
+        )
+    own = card.smoothing.sigma
+    if isinstance(own, dict) or own != sigma:
+        told = "a sigma for each threat" if isinstance(own, dict) else f"sigma {own:g}"
+        return f"The card deploys the model with {told}: this certificate covers it under sigma {sigma:g} alone."
+    return f"The card deploys the model with the same sigma, as a median of {card.smoothing.n} draws."
 
 
 def board_words(results: Path, model: str) -> list[str]:
@@ -146,15 +163,17 @@ def certify_image(
     lr = read_image(image)
     top, left = (max(0, (side - crop) // 2) for side in lr.shape[1:])
     lr = lr[:, top : top + crop, left : left + crop].to(target)
-    return write_report(folder, load_network(load_card(model), target), lr, settings, norms)
+    card = load_card(model)
+    remark = as_deployed(card, settings.sigma)
+    return write_report(folder, load_network(card, target), lr, settings, norms, remark)
 
 
 def write_report(
-    folder: Path, model: nn.Module, lr: Tensor, settings: Settings, norms: Norms | None = None
+    folder: Path, model: nn.Module, lr: Tensor, settings: Settings, norms: Norms | None = None, remark: str = ""
 ) -> list[str]:
     """Certify one image `lr` (3, h, w); write lower.png, upper.png, width.png, curves.png and certificate.txt.
 
-    Returns the lines of certificate.txt. Memory as for `certify`.
+    Returns the lines of certificate.txt, of which `remark` is one. Memory as for `certify`.
     """
     sigma, n, confidence, together = settings.sigma, settings.n, settings.confidence, settings.simultaneous
     draws = noisy_outputs(model, lr, sigma, n, settings.seed, "0")
@@ -167,7 +186,7 @@ def write_report(
     curves = width_curves(draws, sigma, confidence, counts, radii, together)
     save(_width(certificate), folder / "width.png")
     save(_curves(radii, curves, sigma), folder / "curves.png")
-    lines = describe(certificate, (lr.shape[1], lr.shape[2]), norms)
+    lines = [*describe(certificate, (lr.shape[1], lr.shape[2]), norms), *([remark] if remark else [])]
     write_atomic(folder / "certificate.txt", "\n".join(lines) + "\n")
     return lines
 

@@ -30,7 +30,7 @@ from benchsr.models.zoo import network_key
 from benchsr.results.records import Record, Status
 from benchsr.results.singles import Singles
 from benchsr.threats.attacks import AttackResult
-from benchsr.threats.health import attack_flags
+from benchsr.threats.health import attack_flags, inner_gradients
 from benchsr.threats.table import Threat
 from benchsr.threats.variants import Universal
 
@@ -355,15 +355,17 @@ class Worker:
     def _score(self, cell: Cell, template: Record, attacked: Attacked) -> Answer:
         sample, report, threat = attacked.sample, attacked.report, self.protocol.threat(cell.threat)
         singles: Singles | None = None
+        with inner_gradients() as inner:
+            if threat.singles:
+                sr, model, seconds = self._single_answers(cell, template.model, attacked)
+            else:
+                sr, seconds = self._super_resolve(cell, template.model, attacked)
+        found = self._scores(sr, sample, threat)
         if threat.singles:
-            sr, model, seconds = self._single_answers(cell, template.model, attacked)
-            found = self._scores(sr, sample, threat)
             singles = self._singles(sr, sample, model, found, is_clean=threat.objective is None)
             figures = {name: statistics.median(values.tolist()) for name, values in found.figures.items()}
             sr = sr.median(dim=0).values[None]
         else:
-            sr, seconds = self._super_resolve(cell, template.model, attacked)
-            found = self._scores(sr, sample, threat)
             figures = {name: values.mean().item() for name, values in found.figures.items()}
         lacking = "; ".join(f"{name}: {why}" for name, why in found.lacking.items())
         if not figures:
@@ -380,7 +382,7 @@ class Worker:
             loss_attacked=report.loss_attacked,
             seconds_attack=report.seconds,
             seconds_sr=seconds,
-            health=report.health,
+            health=" ".join([*report.health.split(), *inner]),
             singles=singles,
         )
         return Answer(record, attacked.lr, sr)

@@ -23,6 +23,8 @@ FLAGS: Mapping[str, str] = {
     "still-rising": "the last tenth of the steps brought over a twentieth of the gain: more steps would bring more",
     "best-discarded": "the iterate that was returned is not the best that was found",
     "no-gain": "the attack did not raise its loss at all",
+    "inner-gradient": "the model itself takes gradients or steps of an optimiser to answer: attacks seldom see through "
+    "that, and an answer costs more than it seems",
     "transfer-stronger": "the same attack on the base network alone lowers PSNR more: what this knows does not help",
     "random-as-strong": "random noise that is no larger lowers PSNR as much",
     "metric-gaming": "a score that needs no reference improves on the clean image's while PSNR falls by 1 dB or more: "
@@ -33,8 +35,8 @@ FLAGS: Mapping[str, str] = {
     "not-the-best": "another attack of the same size and statistic lowers mean PSNR by over half a dB more",
     "not-destroyed": "with this large an eps PSNR stays above what a mere change of brightness by eps would leave",
 }
-"""Flag -> what it means. The first four are found per image, the others by comparing means over images; all but
-metric-gaming are of attacks."""
+"""Flag -> what it means. The first five are found per image, the others by comparing means over images; all but
+inner-gradient, which is of the model and so under every threat, and metric-gaming are of attacks."""
 
 MARGIN = 0.1
 """dB of mean PSNR by which one evaluation must beat another before that counts."""

@@ -190,8 +190,14 @@ EUCLIDEAN: dict[str, ThreatSpec] = {
 }
 """Attacks of the kind that smoothing certificates speak of: eps bounds the l2 norm over the whole LR image."""
 
-SINGLE: dict[str, ThreatSpec] = {
+UNATTACKED: dict[str, ThreatSpec] = {
+    "l2-0": ThreatSpec("Clean LR, smoothed as under attack", "corruption", identity, like="pgd"),
     "single": ThreatSpec("Single noisy answers", "corruption", identity, preset={"singles": 1001}, like="pgd"),
+}
+"""The radius 0 of the sweeps: the clean image under the sigma of the attacks, as deployed and answer by answer. What a
+certificate of the median score rests on are the latter."""
+
+SINGLE: dict[str, ThreatSpec] = {
     **{
         f"single-{name}": ThreatSpec(
             f"APGD on single noisy answers, l2 norm {eps:g}",
@@ -211,7 +217,7 @@ SINGLE: dict[str, ThreatSpec] = {
         for name, eps in L2_SWEEP.items()
     },
 }
-"""What a certificate of the median score rests on, the clean image's noisy answers, and attacks on the same score."""
+"""Attacks on the median score of single noisy answers."""
 
 ENSEMBLE: dict[str, ThreatSpec] = {
     f"aa-{name}": ThreatSpec(
@@ -311,7 +317,7 @@ CORRUPTIONS: dict[str, ThreatSpec] = {
 
 THREATS: Registry[ThreatSpec] = Registry(
     "threat",
-    {**FIXED, **ADAPTIVE, **EUCLIDEAN, **SINGLE, **ENSEMBLE, **VARIANTS, **CORRUPTIONS},
+    {**FIXED, **ADAPTIVE, **UNATTACKED, **EUCLIDEAN, **SINGLE, **ENSEMBLE, **VARIANTS, **CORRUPTIONS},
     group="benchsr.threats",
     of=ThreatSpec,
 )

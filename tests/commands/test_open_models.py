@@ -9,10 +9,12 @@ import pytest
 import torch
 from conftest import tiny_rrdb
 from safetensors.torch import save_file
+from torch import Tensor
 from toys import Dropping, FakeLpips, Upscale, call, net, photos, tiny_dat
 
 import benchsr
 from benchsr.base.errors import InputError
+from benchsr.models.live import Model
 
 PROTOCOL = """
 id = "toy"
@@ -70,6 +72,25 @@ def test_a_live_network_gets_the_same_figures_here_and_in_workers(toy: Path) -> 
     assert set(figures[0].model) == {"mine", "floor"}
     here, there = (frame[["model", "threat", "psnr", "ssim"]] for frame in figures)
     pd.testing.assert_frame_equal(here, there)
+
+
+class Refining(Upscale):
+    """Steps from its answer along a gradient that it takes itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        sr = super().forward(x)
+        with torch.enable_grad():
+            here = sr.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(here.square().mean(), here)
+        return sr - gradient
+
+
+def test_a_network_that_takes_gradients_itself_is_flagged_under_every_threat(toy: Path) -> None:
+    networks: dict[str, Model] = {"plain": net(), "refining": net(Refining)}
+    frame = benchsr.run(networks, "clean,pgd", toy / "toy.toml", out=toy / "o", cache=toy / "c")
+    flagged = {(r.model, r.threat) for r in frame.itertuples() if "inner-gradient" in str(r.health)}
+    assert flagged == {("refining", "clean"), ("refining", "pgd")}
+    assert "| refining | clean | inner-gradient |" in (toy / "o" / "toy" / "report.md").read_text()
 
 
 def test_attacks_on_a_network_that_draws_noise_are_not_taken_for_one(toy: Path) -> None:

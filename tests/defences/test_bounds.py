@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from benchsr.base.errors import InputError
 from benchsr.defences.bounds import (
+    deployed_psnr_within,
+    distance_squares,
     median_psnr_bound,
     median_score_bound,
     psnr_bound_within,
@@ -82,6 +84,20 @@ def test_the_median_images_psnr_has_its_closed_form_for_a_linear_map() -> None:
     assert inner == bound
 
 
+def test_the_deployed_medians_psnr_has_its_closed_form_for_a_linear_map() -> None:
+    """The same ranks as of the exact median, further out by what k draws cost, and a share eta of the worst image."""
+    hr = 0.3 + 0.4 * torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(1))
+    draws = hr + 0.02 * torch.randn(2001, 3, 2, 4, generator=torch.Generator().manual_seed(2))
+    squares, k, eta = distance_squares(draws, hr), 21, 1e-3
+    bound = deployed_psnr_within(squares, 24, 1.0, 1.0, k, eta, 0.95)
+    assert bound.rank == int(binom.isf(0.05 / 24, 2001, norm.cdf(1.0 + deployment_cost(k, eta)))) + 1
+    errors = np.sort(np.abs((draws - hr).numpy()), axis=0)[bound.rank - 1].astype(np.float64)
+    farthest = np.maximum(hr.numpy(), 1 - hr.numpy()).astype(np.float64)
+    expected = (errors**2).mean() + eta * (farthest**2).mean()
+    assert bound.value == pytest.approx(-10 * log10(expected), abs=1e-4)
+    assert not deployed_psnr_within(squares, 24, 1.0, 3.0, k, eta, 0.95).feasible
+
+
 def test_where_draws_are_too_few_an_element_is_charged_the_worst_that_it_can_be() -> None:
     hr = torch.tensor([0.2, 0.9, 0.5]).view(3, 1, 1)
     bound = median_psnr_bound(torch.full((21, 3, 1, 1), 0.5), hr, 1.0, 3.0)
@@ -135,21 +151,29 @@ def test_the_deployed_median_breaks_its_bounds_no_more_often_than_eta(k: int, et
 
 
 def test_no_attack_inside_the_radius_crosses_the_bounds_of_random_nets() -> None:
-    """1,000 trials: of 10 nets, the median image's PSNR under 99 random directions each, and under APGD."""
+    """1,000 trials: of 10 nets, each bound under 99 random directions, and under APGD."""
     radius, trials = 0.6 * SIGMA, 0
     for seed in range(10):
         network, gen = RandomNet(seed), torch.Generator().manual_seed(seed)
         lr, hr = scene(network, 1, 3, seed)
         draws = network(lr + SIGMA * torch.randn(201, *lr.shape[1:], generator=gen))
-        bound = median_psnr_bound(draws, hr[0], SIGMA, radius, 0.999)
-        assert bound.feasible
+        squares = distance_squares(draws, hr[0])
+        image = median_psnr_bound(draws, hr[0], SIGMA, radius, 0.999)
+        deployed = deployed_psnr_within(squares, hr.numel(), SIGMA, radius, 21, 1e-3, 0.999)
+        single = median_score_bound(psnr(draws.clamp(0, 1), hr.expand_as(draws)), SIGMA, radius, 0.999)
+        assert image.feasible
+        assert deployed.feasible
         attack = APGD(smooth(network, SIGMA, n=5), eps=radius, steps=5, restarts=1, objective=MSE, norm="l2")
         away = torch.randn(99, *lr.shape[1:], generator=gen)
         moves = torch.cat([attack(lr, hr) - lr, radius * away / away.flatten(1).norm(dim=1).view(-1, 1, 1, 1)])
         noise = SIGMA * torch.randn(101, *lr.shape[1:], generator=gen)
         answers = network((lr + moves)[:, None].add(noise).flatten(0, 1)).unflatten(0, (len(moves), 101))
-        medians = answers.median(dim=1).values.clamp(0, 1)
-        assert bool((psnr(medians, hr.expand_as(medians)) >= bound.value).all())
+        of = [answers.median(dim=1).values, *(part.median(dim=1).values for part in answers[:, :84].split(21, dim=1))]
+        exact, *some = (psnr(median.clamp(0, 1), hr.expand_as(median)) for median in of)
+        assert bool((exact >= image.value).all())
+        assert bool((torch.stack(some).mean(0) >= deployed.value).all())
+        scores = psnr(answers.flatten(0, 1).clamp(0, 1), hr.expand(answers.shape[0] * 101, -1, -1, -1))
+        assert bool((scores.unflatten(0, (len(moves), 101)).median(dim=1).values >= single.value).all())
         trials += len(moves)
     assert trials == 1000
 
@@ -184,6 +208,22 @@ def test_the_image_bound_fails_no_more_often_than_it_says() -> None:
     for _ in range(1000):
         draws = 0.3 + 0.02 * torch.randn(n, 1, 2, 2, generator=gen)
         broken += median_psnr_bound(draws, torch.full((1, 2, 2), 0.5), 1.0, radius, 0.9).value > worst
+    assert broken / 1000 <= 0.1 + slack(0.1, 1000)
+
+
+def test_the_deployed_bound_fails_no_more_often_than_it_says() -> None:
+    """1,000 certificates of the same map against the expected PSNR of 20,000 medians of k draws, shifted the worst."""
+    radius, n, k, gen = 0.5, 201, 5, torch.Generator().manual_seed(0)
+    medians = torch.randn(20_000, k, 4, generator=gen, dtype=torch.float64).median(dim=1).values
+    errors = 0.2 + 0.02 * (radius / 2 + medians)
+    truth = float((-10 * errors.square().mean(dim=1).log10()).mean())
+    broken = 0
+    for _ in range(1000):
+        draws = 0.3 + 0.02 * torch.randn(n, 1, 2, 2, generator=gen)
+        squares = distance_squares(draws, torch.full((1, 2, 2), 0.5))
+        bound = deployed_psnr_within(squares, 4, 1.0, radius, k, 1e-2, 0.9)
+        assert bound.feasible
+        broken += bound.value > truth
     assert broken / 1000 <= 0.1 + slack(0.1, 1000)
 
 

@@ -16,7 +16,7 @@ from benchsr.defences.conformal import dataset_rank, images_needed
 from benchsr.leaderboard.certified import ETA, Certificates, Certified, plot_sandwich, table4
 from benchsr.results.records import Record
 from benchsr.results.singles import Singles
-from benchsr.threats.table import L2_SWEEP
+from benchsr.threats.table import L2_SWEEP, THREATS
 
 SIGMA, N = 0.06, 1001
 
@@ -34,7 +34,7 @@ def board(attacked: float = 24.9) -> list[Record]:
     clean = [replace(r, singles=singles(i)) for i, r in enumerate(records("m", "single", [25.0, 25.0]))]
     sweep = [records("m", f"{kind}{name}", [attacked] * 2) for name in L2_SWEEP for kind in ("single-", "")]
     plain = records("plain", "clean", [30.0, 30.0])
-    return [*clean, *records("m", "clean", [27.0, 28.0]), *(r for part in sweep for r in part), *plain]
+    return [*clean, *records("m", "l2-0", [27.0, 28.0]), *(r for part in sweep for r in part), *plain]
 
 
 def statement(found: Certificates, name: str) -> Certified:
@@ -60,6 +60,14 @@ def test_each_certificate_stands_beside_the_attack_on_its_own_statistic() -> Non
     assert {p.attacked for p in statement(found, "image-psnr").points} == {None}
     assert "none stands beside it" in statement(found, "image-psnr").words
     assert list(found.by_model) == ["m"]  # nothing is proven of a model without smoothing
+
+
+def test_a_clean_figure_of_another_sigma_stands_beside_no_certificate() -> None:
+    """A card may leave clean images unsmoothed: its figure there is of another model."""
+    lines = [r for r in board() if r.threat != "l2-0"] + records("m", "clean", [35.0, 35.0])
+    assert statement(Certificates(lines), "deployed-psnr").points[0].attacked is None
+    assert statement(Certificates(board()), "deployed-psnr").points[0].attacked == 27.5
+    assert {THREATS[t].like for t in THREATS if t == "single" or "l2" in t} == {"pgd"}
 
 
 def test_of_each_image_the_worst_attack_of_the_statistic_counts() -> None:

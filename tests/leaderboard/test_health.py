@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from math import log10
+from threading import Thread
 
 import pytest
 import torch
 from conftest import scene, tiny_rrdb
 from torch import Tensor, nn
+from torch.autograd import grad as grad_by_name
 
+from benchsr.defences.smoothing import smooth
 from benchsr.leaderboard.flags import FLAGS, flags
 from benchsr.metrics.objective import Objective
 from benchsr.metrics.quality import METRICS, Metric
 from benchsr.results.records import Record, Status
 from benchsr.threats.attacks import FGSM, PGD, AttackTrace
-from benchsr.threats.health import attack_flags
+from benchsr.threats.health import attack_flags, inner_gradients
 
 L1 = Objective(l1_weight=1.0, perceptual_weight=0.0)
 EPS = 8 / 255
@@ -61,6 +64,62 @@ def test_discarding_the_best_iterate_is_flagged() -> None:
         for step in (1, 2)
     }
     assert {step: attack_flags(result) for step, result in kept.items()} == {1: [""], 2: ["best-discarded"]}
+
+
+class BackProjected(nn.Module):
+    """Answers with what descends from the network's SR towards one that shrinks to its input."""
+
+    def __init__(self, network: nn.Module, how: str) -> None:
+        super().__init__()
+        self.network = network
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        sr: Tensor = self.network(x).detach().requires_grad_()
+        if self.how == "optimiser":  # with a gradient in closed form
+            sr.grad = nn.functional.interpolate(nn.functional.avg_pool2d(sr.detach(), 4) - x, scale_factor=4)
+            torch.optim.SGD([sr], lr=0.1).step()
+            return sr.detach()
+        with torch.enable_grad():
+            loss = (nn.functional.avg_pool2d(sr, 4) - x).square().sum()
+            if self.how == "backward":
+                loss.backward()
+                gradient = sr.grad
+            else:
+                (gradient,) = grad_by_name(loss, sr)
+        assert gradient is not None
+        return sr.detach() - 0.1 * gradient
+
+
+@pytest.mark.parametrize("how", ["grad", "backward", "optimiser"])
+def test_a_gradient_inside_of_a_model_is_flagged(how: str) -> None:
+    x = torch.rand(1, 3, 8, 8)
+    with torch.no_grad(), inner_gradients() as found:
+        answer = BackProjected(tiny_rrdb(), how)(x)
+    assert found == ["inner-gradient"]
+    assert found[0] in FLAGS
+    with torch.no_grad():
+        assert not torch.equal(answer, tiny_rrdb()(x))
+
+
+def test_models_that_take_none_are_not_flagged_nor_is_what_comes_after() -> None:
+    x = torch.rand(1, 3, 8, 8, requires_grad=True)
+    with inner_gradients() as found:
+        sr = smooth(tiny_rrdb(), 0.1, 9)(x)
+    torch.autograd.grad(sr.sum(), x)
+    assert found == []
+
+
+def test_gradients_of_other_threads_are_not_the_models() -> None:
+    def elsewhere() -> None:
+        x = torch.ones(2, requires_grad=True)
+        x.square().sum().backward()
+
+    with inner_gradients() as found:
+        thread = Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+    assert found == []
 
 
 def test_flags_are_per_image() -> None:
