@@ -24,7 +24,7 @@ from benchsr.cli.options import (
 
 def attack(
     image: Annotated[Path, typer.Argument(help="An HR image; LR is made from it.")],
-    model: Annotated[str, typer.Option(help="Model id or card file.")],
+    model: Annotated[str, typer.Option(help="Model id, card or weights file.")],
     threat: Annotated[str, typer.Option(help="Threat id.")] = "pgd",
     settings: Settings = None,
     out_file: Annotated[Path, typer.Option("--out", help="PNG of the attacked LR.")] = Path("attacked.png"),
@@ -35,11 +35,12 @@ def attack(
     """Attack one image as a run does, and save the attacked LR and what the model makes of it."""
     from benchsr.commands.images import attack_image
     from benchsr.data.datasets import load_sample
+    from benchsr.models.network import at_own_scale
     from benchsr.models.zoo import load_card
     from benchsr.threats.table import load_threat
 
     chosen = load_threat(threat, **parse_settings(settings or []))
-    card = load_card(model)
+    card = at_own_scale(load_card(model))
     with out.status(f"{chosen.spec.title} on {model}"):
         sample = load_sample(image, crop=crop, scale=card.factor)
         done = attack_image(card, chosen, sample, device, seed or 0)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import safetensors.torch
 import torch
@@ -24,6 +24,9 @@ from benchsr.models.cards import MAX_WEIGHT_BYTES, Card, Live
 from benchsr.models.ncnn import read_ncnn
 from benchsr.models.tfjs import read_tfjs
 from benchsr.models.zoo import Found, find_weights, load_card, root_card
+
+if TYPE_CHECKING:
+    from spandrel import ImageModelDescriptor
 
 MAX_PARAMETERS = 1 << 28
 
@@ -109,10 +112,8 @@ class Bicubic(nn.Module):
         return sr[..., crop:-crop, crop:-crop]
 
 
-def _build(state: dict[str, Tensor] | nn.Module, name: str, scale: Scale | Literal["any"]) -> nn.Module:
-    """The network that spandrel recognises in `state`, of the factor `scale`, with a check of the sizes it takes."""
-    if isinstance(state, nn.Module):
-        return state
+def _recognised(state: dict[str, Tensor], name: str) -> ImageModelDescriptor:
+    """What spandrel recognises in `state`: a network from RGB to RGB, of a factor that we know."""
     from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
 
     try:
@@ -131,10 +132,29 @@ def _build(state: dict[str, Tensor] | nn.Module, name: str, scale: Scale | Liter
             f"{name}: needs a network from RGB to RGB, x{', x'.join(map(str, SCALES))}; {descriptor.architecture.name} "
             f"here is x{kind[0]} from {kind[1]} to {kind[2]} channels"
         )
-    if scale not in ("any", kind[0]):
+    return descriptor
+
+
+def at_own_scale(card: Card) -> Card:
+    """`card` at the factor of its weights where nobody has stated one; as it is where it has none, as bicubic
+    interpolation. Raises as `load_network` does.
+    """
+    root = root_card(card)
+    found = find_weights(root.weights, root._folder) if card.scale == "any" and root.weights else None
+    state = _read_state(found) if found and not found.base else None
+    return card.at(_recognised(state, root.id).scale) if isinstance(state, dict) else card
+
+
+def _build(state: dict[str, Tensor] | nn.Module, name: str, scale: Scale | Literal["any"]) -> nn.Module:
+    """The network in `state`, of the factor `scale`, with a check of the sizes it takes."""
+    if isinstance(state, nn.Module):
+        return state
+    descriptor = _recognised(state, name)
+    own = descriptor.scale
+    if scale not in ("any", own):
         raise ModelError(
-            f"{name}: scale: {descriptor.architecture.name} here is x{kind[0]}, not x{scale}; write scale = {kind[0]} "
-            f"into its card, or without one give --scale {kind[0]}"
+            f"{name}: scale: {descriptor.architecture.name} here is x{own}, not x{scale}; write scale = {own} into its "
+            f"card, or without one give --scale {own}"
         )
     network: nn.Module = descriptor.model  # not the descriptor: its call clamps, and cuts the gradient
     needs = descriptor.size_requirements

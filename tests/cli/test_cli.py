@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import tiny_rrdb
 from PIL import Image
+from safetensors.torch import save_file
 from toys import FakeLpips, call, photos, protocol, toy_card
 
 from benchsr.base.errors import InputError
@@ -114,6 +116,16 @@ def test_attack_and_upscale_write_images(toy: Path, monkeypatch: pytest.MonkeyPa
     assert Image.open(toy / "a-sr.png").size == (64, 64)
     assert call(monkeypatch, "upscale a.png --model bicubic --out b.png") == 0
     assert Image.open(toy / "b.png").size == (64, 64)
+
+
+@pytest.mark.parametrize("model", ["two.safetensors", "jpeg+two.safetensors"])
+def test_an_attack_takes_the_scale_of_weights_without_a_card(
+    model: str, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(tiny_rrdb(scale=2).state_dict(), toy / "two.safetensors")
+    assert call(monkeypatch, f"attack photos/photo0.png --model {model} --threat noise --out a.png") == 0
+    assert Image.open(toy / "a.png").size == (32, 32)
+    assert Image.open(toy / "a-sr.png").size == (64, 64)
 
 
 @pytest.mark.parametrize("command", ["", "run", "list", "show", "fetch", "attack", "upscale", "report"])
