@@ -120,7 +120,7 @@ def show(
         spec = THREATS[entry]
         out.print({"threat": entry, "title": spec.title, "kind": spec.kind, "settings": spec.defaults})
         if spec.make is not None:
-            out.print(inspect.getdoc(spec.make) or "")
+            out.print("\n\n".join(filter(None, (spec.line, inspect.getdoc(spec.make)))), highlight=False)
     elif entry in METRICS:
         metric = METRICS[entry]
         out.print({"metric": entry, "title": metric.title, "unit": metric.unit, "asks": metric.asks})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from benchsr.base.inference import to_8bit
 from benchsr.metrics.objective import LOSSES, Objective
 from benchsr.threats.adaptive import StrongPGD
 from benchsr.threats.attacks import PGD, GradientAttack
-from benchsr.threats.table import load_threat
+from benchsr.threats.table import VARIANTS, load_threat
 from benchsr.threats.variants import DIMIFGSM, MIFGSM, EightBitPGD, Part, PartialPGD, Universal
 
 L1 = Objective(l1_weight=1.0, perceptual_weight=0.0)
@@ -251,6 +252,11 @@ def test_what_is_scored_of_an_image_is_that_part_at_every_scale() -> None:
     for attacked, margin in ((0.0, 4), (1.0, 4), (0.5, -1)):
         with pytest.raises(InputError, match="need 0 < attacked < 1"):
             Part(attacked, margin)
+
+
+def test_every_variant_stands_in_the_docs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "attacks.md").read_text()
+    assert [name for name in VARIANTS if f"| `{name}` |" not in text] == []
 
 
 def test_bad_settings_are_refused(network: nn.Module) -> None:
