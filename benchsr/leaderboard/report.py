@@ -30,6 +30,7 @@ from benchsr.leaderboard.contrasts import Contrast, Help, contrasts, helps
 from benchsr.leaderboard.corruption import ERRORS, Profile, profiles
 from benchsr.leaderboard.defended import Defended, defended
 from benchsr.leaderboard.flags import FLAGS, flags
+from benchsr.leaderboard.headline import Headline, make_headline
 from benchsr.leaderboard.optimality import optimality
 from benchsr.leaderboard.paper import (
     PAPER_DATASETS,
@@ -203,6 +204,12 @@ class Leaderboard:
     def contrasts(self) -> list[Contrast]:
         """Models under the worst of the paper's attacks and under the worst of all."""
         return contrasts(self.grid, self.cards)
+
+    @cached_property
+    def headlines(self) -> dict[str, Headline]:
+        """What is said first of each family that can be ranked."""
+        made = {f: make_headline(self.grid, c, self.cards, self.protocol) for f, c in self.families.items()}
+        return {family: headline for family, headline in made.items() if headline and headline.places}
 
     @cached_property
     def optimality(self) -> dict[tuple[str, str], dict[str, float]]:

@@ -13,27 +13,69 @@ from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment
-from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from benchsr.base.drawing import drawn, drawn_once
 from benchsr.base.errors import InputError
 from benchsr.base.files import write_atomic, write_changed
 from benchsr.base.text import templates
 from benchsr.defences.table import DEFENCES
 from benchsr.evaluation.ledger import stored_protocol
 from benchsr.leaderboard import Leaderboard, read_leaderboard
+from benchsr.leaderboard.corruption import ERRORS
 from benchsr.leaderboard.export import COST_COLUMNS, COSTS, PARETO, cost_caption, cost_cells, read_costs
 from benchsr.leaderboard.flags import FLAGS, flags
+from benchsr.leaderboard.headline import METRIC, Headline
 from benchsr.leaderboard.paper import judge_printed
-from benchsr.leaderboard.plots import all_plots
-from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, SCORED, Cell, sign
-from benchsr.leaderboard.tables import AVERAGE, DERIVED, FAMILIES, LAYOUTS, MORE, WORST, CardInfo, Table, blanks, notes
+from benchsr.leaderboard.plots import PLOTS
+from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, SCORED, Cell, Estimate, sign
+from benchsr.leaderboard.tables import (
+    AVERAGE,
+    DERIVED,
+    FAMILIES,
+    LAYOUTS,
+    MORE,
+    WORST,
+    CardInfo,
+    Table,
+    blanks,
+    notes,
+    show,
+)
 from benchsr.metrics.quality import METRICS, Metric
 from benchsr.models.zoo import zoo
+from benchsr.site.curves import CURVE, SIZE, Panel, panels
+from benchsr.threats.severities import KINDS
 from benchsr.threats.table import THREATS
 
-CURVE = ("clean", *LAYOUTS["curves"].threats)
-"""Threats of a robustness curve: the same attack at growing eps."""
+TALLEST = 3.0
+"""Corruption error, relative to bicubic's, at which the bars of a profile are cut."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The axis of the first screen's plot, from `low` to `high`."""
+
+    low: float
+    high: float
+    ticks: Sequence[float]
+
+    @classmethod
+    def of(cls, headline: Headline) -> Scale:
+        """Where every finite interval of a headline has room."""
+        estimates = [cell.estimate(METRIC) for place in headline.places for cell in (place.clean, place.attacked)]
+        ends = [end for e in estimates for end in (e.low, e.high) if math.isfinite(end)]
+        low, high = min(ends), max(ends)
+        margin = 0.03 * (high - low) or 1.0
+        ticks = MaxNLocator(5).tick_values(low, high)
+        return cls(low - margin, high + margin, [tick for tick in ticks.tolist() if low <= tick <= high])
+
+    def holds(self, estimate: Estimate) -> bool:
+        """Whether an estimate has a place on the axis."""
+        return all(map(math.isfinite, (estimate.value, estimate.low, estimate.high)))
+
+    def at(self, value: float) -> float:
+        """Where a value lies, from 0 to 1."""
+        return round((value - self.low) / (self.high - self.low), 4)
 
 
 @dataclass(frozen=True)
@@ -193,6 +235,8 @@ def _view(
 
 
 def _shown(value: float, metric: str) -> str:
+    if math.isnan(value):
+        return "–"
     return "∞" if math.isinf(value) else METRICS[metric].shown(value)
 
 
@@ -208,9 +252,7 @@ def build_site(leaderboards: Path, out: Path) -> list[Path]:
     cards = zoo()
     boards = {folder: _read_board(folder, cards) for folder in folders}
     sheets = [Sheet(board, family) for board in boards.values() for family in board.families if board.tables]
-    plots = {board.protocol.id: list(_write_plots(board, out)) for board in boards.values()}
-    for folder, board in boards.items():
-        plots[board.protocol.id] += _copy_pareto(folder, board, out)
+    plots = {board.protocol.id: list(_copy_plots(folder, board, out)) for folder, board in boards.items()}
     figures = {board.protocol.id: _copy_figures(folder, board, out) for folder, board in boards.items()}
     for folder, board in boards.items():
         write_atomic(out / "data" / f"{board.protocol.id}.csv", (folder / "results.csv").read_bytes())
@@ -222,7 +264,7 @@ def build_site(leaderboards: Path, out: Path) -> list[Path]:
     for model in dict.fromkeys(row.card.id for sheet in sheets for row in sheet.rows):
         extras = {
             "card": next(board.cards[model] for board in boards.values() if model in board.cards),
-            "curves": list(_write_curves(model, sheets, out)),
+            "curves": list(_curves(model, sheets)),
             "certificates": list(_copy_certificates(model, folders, out)),
             "views": {sheet: row for sheet in sheets for row in sheet.rows if row.card.id == model},
         }
@@ -257,8 +299,13 @@ def serve_site(folder: Path, port: int = 8000) -> None:
 
 def _environment() -> Environment:
     environment = templates("benchsr.site", is_html=True)
-    environment.filters |= {"notes": notes, "describe": _describe}
+    environment.filters |= {"notes": notes, "describe": _describe, "show": show, "shown": _shown, "scale": Scale.of}
+    environment.filters |= {"title_of": lambda threat: THREATS[threat].title, "explained": _explained}
     environment.globals |= {
+        "errors": ERRORS,
+        "kinds": KINDS,
+        "tallest": TALLEST,
+        "panel": SIZE,
         "families": FAMILIES,
         "layouts": LAYOUTS,
         "derived": DERIVED,
@@ -271,6 +318,14 @@ def _environment() -> Environment:
     return environment
 
 
+def _explained(threats: Sequence[str]) -> dict[str, list[str]]:
+    """What each threat does, in a sentence -> the titles of those that do it; the severities of a kind are one."""
+    found: dict[str, dict[str, None]] = {}
+    for threat in (THREATS[name] for name in threats):
+        found.setdefault(threat.about, {})[KINDS[threat.group].title if threat.group else threat.title] = None
+    return {about: list(titles) for about, titles in found.items()}
+
+
 def _describe(value: object) -> str:
     """A value of a card in words."""
     if isinstance(value, Mapping):
@@ -278,55 +333,23 @@ def _describe(value: object) -> str:
     return ", ".join(map(_describe, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _write_plots(board: Leaderboard, out: Path) -> Iterator[tuple[str, str]]:
-    """Write the leaderboard's plots as SVG; yields (family, path from the page)."""
-    for name, content in all_plots(board.tables, board.grid, board.protocol, board.cards, "svg"):
-        path = f"plots/{board.protocol.id}/{name}.svg"
-        write_changed(out / path, content)
-        yield ("compact" if name.endswith(FAMILIES["compact"][0]) else "paper"), path
+def _copy_plots(folder: Path, board: Leaderboard, out: Path) -> Iterator[tuple[str, str]]:
+    """Copy the plots that stand beside the leaderboard's report; yields (family, path from the page)."""
     for family, (suffix, _) in FAMILIES.items():
-        if figure := board.sandwich(family):
-            path = f"plots/{board.protocol.id}/sandwich{suffix}.svg"
-            write_changed(out / path, drawn(figure, "svg"))
-            yield family, path
+        for stem in ("sandwich", *PLOTS, *LAYOUTS, PARETO):
+            for source in (folder / f"{stem}{end}{suffix}.png" for end in ("", MORE)):
+                if source.exists():
+                    path = f"plots/{board.protocol.id}/{source.name}"
+                    write_changed(out / path, source.read_bytes())
+                    yield family, path
 
 
-def _write_curves(model: str, sheets: Sequence[Sheet], out: Path) -> Iterator[tuple[Sheet, str]]:
+def _curves(model: str, sheets: Sequence[Sheet]) -> Iterator[tuple[Sheet, list[Panel]]]:
+    """The model's curves in each sheet where it has more than one complete figure at growing eps."""
     for sheet in sheets:
         cells = {row.card.id: [sheet.board.grid.get((row.card.id, t), NOT_RUN) for t in CURVE] for row in sheet.rows}
         if model in cells and sum(cell.ok for cell in cells[model]) > 1:
-            path = f"plots/{sheet.board.protocol.id}/curve-{sheet.family}-{model}.svg"
-            write_changed(out / path, drawn_once(plot_curves, model, cells, kind="svg"))
-            yield sheet, path
-
-
-def plot_curves(model: str, cells: Mapping[str, Sequence[Cell]]) -> Figure:
-    """The model's figures over eps with their intervals, the other models thin and grey; a panel for each of the
-    paper's metrics.
-
-    `cells` holds for each model one cell for each threat of CURVE; incomplete ones are left out. Axes and text are of a
-    grey that can be read on a light and on a dark page.
-    """
-    eps = [255 * float(THREATS[threat].defaults.get("eps", 0.0)) for threat in CURVE]
-    grey, figure = "#808080", Figure(figsize=(10, 3.2), layout="constrained")
-    for ax, metric in zip(figure.subplots(1, len(SCORED)), SCORED, strict=True):
-        for name, row in cells.items():
-            done = [(x, cell.value(metric), cell.estimate(metric)) for x, cell in zip(eps, row, strict=True) if cell.ok]
-            x, y = [x for x, _, _ in done], [value for _, value, _ in done]
-            if name != model:
-                ax.plot(x, y, color=grey, linewidth=0.8, alpha=0.5)
-                continue
-            ax.fill_between(
-                x, [e.low for *_, e in done], [e.high for *_, e in done], color="#1f9090", alpha=0.25, linewidth=0
-            )
-            ax.plot(x, y, "o-", color="#1f9090", linewidth=2, markersize=4, zorder=3)
-        ax.set_xlabel("eps (1/255)", color=grey)
-        ax.set_title(METRICS[metric].label, color=grey, fontsize=10)
-        ax.tick_params(colors=grey, labelsize=8)
-        ax.grid(color=grey, alpha=0.25, linewidth=0.6)
-        for edge in ax.spines.values():
-            edge.set_visible(False)
-    return figure
+            yield sheet, list(panels(model, cells))
 
 
 def _copy_figures(folder: Path, board: Leaderboard, out: Path) -> list[dict[str, object]]:
@@ -350,16 +373,6 @@ def _costs(folder: Path, out: Path, board: Leaderboard) -> dict[str, object] | N
     named = [board.cards[model].title if model in board.cards else model for model in data["model"]]
     rows = list(zip(data["model"], named, cost_cells(data), data["reason"].fillna(""), strict=True))
     return {"titles": titles, "rows": rows, "caption": cost_caption(data)}
-
-
-def _copy_pareto(folder: Path, board: Leaderboard, out: Path) -> Iterator[tuple[str, str]]:
-    """Copy the plots that `benchsr costs` drew; yields (family, path from the page)."""
-    for family, (suffix, _) in FAMILIES.items():
-        for source in (folder / f"{PARETO}{end}{suffix}.png" for end in ("", MORE)):
-            if source.exists():
-                path = f"plots/{board.protocol.id}/{source.name}"
-                write_changed(out / path, source.read_bytes())
-                yield family, path
 
 
 def _copy_certificates(model: str, folders: Sequence[Path], out: Path) -> Iterator[tuple[str, list[str]]]:

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,13 @@ from benchsr.base.registry import Registry
 from benchsr.commands.costs import Costs
 from benchsr.commands.export import write_costs
 from benchsr.leaderboard import LeaderboardInfo
-from benchsr.leaderboard.plots import all_plots
 from benchsr.leaderboard.tables import LAYOUTS
 from benchsr.metrics.quality import METRICS
 from benchsr.models.cards import Card
 from benchsr.models.zoo import zoo
 from benchsr.results.records import Record, Status, write_results
 from benchsr.site import build_site
-from benchsr.site.build import CURVE
+from benchsr.site.curves import CURVE
 from benchsr.threats.table import FIXED, THREATS
 
 IMAGES = ("astronaut", "chelsea", "coffee", "rocket")
@@ -109,7 +107,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.new("RGB", (8, 8)).save(folder / "boards" / "quick" / "pareto.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("benchsr.site.build.zoo", zoo_with_stranger)
-        patch.setattr("benchsr.site.build.all_plots", lambda *args: islice(all_plots(*args), 2))
         build_site(folder / "boards", folder / "out")
     return folder / "out"
 
@@ -160,12 +157,58 @@ def means(site: Path, protocol: str) -> pd.DataFrame:
     return lines.groupby(["model", "threat"])[list(MEAN)].mean()
 
 
+HEADLINE = {"quick": ("fgsm", "bim", "pgd"), "adaptive": ("eps-32",)}
+"""Protocol -> the attacks of one size that its first screen is about; the second has none but those of its curves."""
+
+
+def worst(site: Path, protocol: str) -> pd.DataFrame:
+    """Means over images of each image's worst figure over the headline's attacks, by pandas alone."""
+    lines = pd.read_csv(site.parent / "boards" / protocol / "results.csv")
+    hit = lines[lines.threat.isin(HEADLINE[protocol])].groupby(["model", "image"])
+    whole = hit["status"].agg(lambda found: bool((found == "ok").all())).groupby("model").all()
+    ends = pd.concat([hit[["psnr", "ssim"]].min(), hit[["lpips"]].max()], axis=1).groupby("model").mean()
+    return ends[whole]
+
+
+@pytest.mark.parametrize("protocol", ["quick", "adaptive"])
+def test_the_first_screen_ranks_models_by_their_worst_figures(site: Path, protocol: str) -> None:
+    cells = Cells(site / "index.html").found
+    expected, clean = worst(site, protocol), means(site, protocol).xs("clean", level="threat")
+    for family in ("paper", "compact"):
+        rows = {
+            m: float(v)
+            for (s, m, c, x), (v, _) in cells.items()
+            if (s, c, x) == (f"{protocol}/{family}", "headline", "psnr")
+        }
+        members = {c.id for c in zoo_with_stranger().values() if c.family in (family, "both")} & set(expected.index)
+        assert list(rows) == sorted(members, key=lambda m: -expected["psnr"][m])
+        for model in rows:
+            section = f"{protocol}/{family}"
+            for column, metric, frame in (
+                ("headline", "psnr", expected),
+                ("headline", "lpips", expected),
+                ("headline-clean", "psnr", clean),
+            ):
+                want = float(frame[metric][model])
+                value, text = cells[section, model, column, metric]
+                assert float(value) == pytest.approx(want, rel=1e-8)
+                assert text.split()[0] == ("∞" if np.isinf(want) else METRICS[metric].shown(want))
+    best = next(
+        zoo_with_stranger()[m]
+        for m in expected["psnr"].sort_values(ascending=False).index
+        if m in ("compact-esrgan", "compact-certsr")
+    )
+    assert (
+        f"{best.title} keeps most of 2 networks: {expected['psnr'][best.id]:.2f} [" in (site / "index.html").read_text()
+    )
+
+
 @pytest.mark.parametrize("protocol", ["quick", "adaptive"])
 def test_every_figure_of_the_table_is_the_mean_of_results_csv(site: Path, protocol: str) -> None:
     expected, seen = means(site, protocol), 0
     want: Any
     for (section, model, column, metric), (value, text) in Cells(site / "index.html").found.items():
-        if not section.startswith(protocol):
+        if not section.startswith(protocol) or column.startswith("headline"):
             continue
         if column.endswith("-avg"):
             threats = LAYOUTS[column.removesuffix("-avg")].threats
@@ -255,8 +298,15 @@ def test_the_page_asks_nothing_of_the_network_and_links_lead_somewhere(site: Pat
 
 
 def test_a_model_with_results_at_growing_eps_gets_its_curve(site: Path) -> None:
-    assert '/curve-paper-certsr.svg"' in (site / "models" / "certsr.html").read_text()
-    assert '.svg"' not in (site / "models" / "esrgan-fs-aim.html").read_text()
+    text = (site / "models" / "certsr.html").read_text()
+    drawn = re.search(r"<text[^>]*>PSNR \(dB\)</text>.*?</svg>", text, re.DOTALL)
+    assert drawn is not None
+    height, levels = 170, [float(y) for y in re.findall(r'text-anchor="end">([\d.]+)</text>', drawn[0])]
+    own = re.search(r'class="own" points="([^"]+)"', drawn[0])
+    assert own is not None
+    psnr = [max(levels) - float(point.split(",")[1]) / height * (max(levels) - min(levels)) for point in own[1].split()]
+    assert psnr == pytest.approx(means(site, "adaptive").loc["certsr"].loc[list(CURVE)]["psnr"].tolist(), abs=0.02)
+    assert "<polyline" not in (site / "models" / "esrgan-fs-aim.html").read_text()
 
 
 def test_no_leaderboard_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ theme.addEventListener("click", () => { document.documentElement.style.colorSche
 const controls = document.getElementById("controls");
 if (controls) {
   for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
-    const field = controls.elements[name];
-    if (field instanceof RadioNodeList || field?.type !== "checkbox") { if (field) field.value = value; }
-    else field.checked = value === "on";
+    for (const field of [...controls.elements].filter((field) => field.name === name)) {
+      if (field.type === "radio") field.checked ||= field.value === value;
+      else if (field.type === "checkbox") field.checked = value === "on";
+      else field.value = value;
+    }
   }
   const chosen = () => Object.fromEntries(new FormData(controls));
   const sheetFor = ({ protocol, family }) => {
@@ -76,7 +78,9 @@ if (controls) {
 
   for (const button of all(".board thead button")) button.addEventListener("click", () => sort(button.closest("th")));
   controls.addEventListener("submit", (event) => event.preventDefault());
-  controls.addEventListener("input", () => {
+  // Leaderboard and networks are chosen at the top of the page, outside the form that they belong to.
+  document.addEventListener("input", ({ target }) => {
+    if (target.form !== controls) return;
     const off = Object.fromEntries(all("[type=checkbox]", controls).map((box) => [box.name, "off"]));
     history.replaceState(null, "", "#" + new URLSearchParams({ ...off, ...chosen() }));
     show();
@@ -129,6 +133,6 @@ if (store) {
   picture.addEventListener("change", panels);
   left.addEventListener("change", draw);
   right.addEventListener("change", draw);
-  controls.elements.protocol.addEventListener("input", restart);
+  document.addEventListener("input", ({ target }) => { if (target.name === "protocol") restart(); });
   restart();
 }
