@@ -67,7 +67,7 @@ class Scale:
         low, high = min(ends), max(ends)
         margin = 0.03 * (high - low) or 1.0
         ticks = MaxNLocator(5).tick_values(low, high)
-        return cls(low - margin, high + margin, [tick for tick in ticks.tolist() if low <= tick <= high])
+        return cls(low - margin, high + margin, [float(tick) for tick in ticks if low <= tick <= high])
 
     def holds(self, estimate: Estimate) -> bool:
         """Whether an estimate has a place on the axis."""
@@ -297,10 +297,14 @@ def serve_site(folder: Path, port: int = 8000) -> None:
         server.serve_forever()
 
 
+def _title_of(threat: str) -> str:
+    return THREATS[threat].title
+
+
 def _environment() -> Environment:
     environment = templates("benchsr.site", is_html=True)
     environment.filters |= {"notes": notes, "describe": _describe, "show": show, "shown": _shown, "scale": Scale.of}
-    environment.filters |= {"title_of": lambda threat: THREATS[threat].title, "explained": _explained}
+    environment.filters |= {"title_of": _title_of, "explained": _explained}
     environment.globals |= {
         "errors": ERRORS,
         "kinds": KINDS,

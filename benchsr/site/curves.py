@@ -53,7 +53,7 @@ def panels(model: str, cells: Mapping[str, Sequence[Cell]]) -> Iterator[Panel]:
             v for name, line in lines.items() for _, e in line for v in (e.value, *((e.low, e.high) * (name == model)))
         ]
         finite = [v for v in ends if np.isfinite(v)]
-        levels = MaxNLocator(4).tick_values(min(finite), max(finite)).tolist()
+        levels = [float(level) for level in MaxNLocator(4).tick_values(min(finite), max(finite))]
 
         def points(pairs: Sequence[tuple[float, float]], low: float = levels[0], high: float = levels[-1]) -> str:
             seen = [(x, y) for x, y in pairs if np.isfinite(y)]

@@ -30,7 +30,7 @@ def records(psnr: Mapping[tuple[str, str], float], images: Sequence[str] = IMAGE
             model=model,
             threat=threat,
             image=image,
-            scores={"psnr": value + off - np.mean(SPREAD[: len(images)]), "ssim": 0.5, "lpips": 1 / value},
+            scores={"psnr": float(value + off - np.mean(SPREAD[: len(images)])), "ssim": 0.5, "lpips": 1 / value},
         )
         for (model, threat), value in psnr.items()
         for image, off in zip(images, SPREAD, strict=False)
