@@ -140,7 +140,11 @@ LAYOUTS: Mapping[str, Layout] = {
     "ensemble": Layout(
         "Beyond the paper: AutoAttack-SR, a fixed ensemble of attacks", tuple(ENSEMBLE), worst=tuple(ENSEMBLE)
     ),
-    "variants": Layout("Beyond the paper: attacks with other aims and means", tuple(VARIANTS)),
+    "variants": Layout(
+        "Beyond the paper: attacks with other aims and means",
+        tuple(VARIANTS),
+        worst=("pgd-median", *(t for t, spec in VARIANTS.items() if spec.kind == "attack" and not spec.in_part)),
+    ),
     "curves": Layout("Beyond the paper: PGD through the median at growing eps", tuple(SWEEP)),
 }
 

@@ -379,7 +379,7 @@ class Threat:
     @property
     def part(self) -> Part | None:
         """What of each image is scored; None: all of it."""
-        if not self.spec.in_part:
+        if "margin" not in self.settings:
             return None
         return Part(float(self.settings["attacked"]), int(self.settings["margin"]))
 

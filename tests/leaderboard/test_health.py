@@ -184,6 +184,16 @@ CASES: dict[str, tuple[list[Record], str]] = {
     "the loss rose and PSNR fell": (rising(records({"clean": 28.0, "l2-0.1": 27.0})), ""),
     "the loss did not rise either": (records({"clean": 28.0, "l2-0.1": 28.0}), ""),
     "far behind the best of its size": (records({"apgd-median": 17.0, "aa-mse": 18.0}), "aa-mse not-the-best"),
+    "what is limited by design may be behind": (records({"apgd-median": 17.0, "pgd-targeted": 25.0}), ""),
+    "what is not may not": (records({"apgd-median": 17.0, "cospgd": 18.0}), "cospgd not-the-best"),
+    "two parts of an image are not compared": (
+        rising(records({"clean": 28.0, "random": 27.0, "partial": 28.0, "pgd-median": 20.0})),
+        "",
+    ),
+    "one part with itself is": (
+        rising(records({"clean": 20.0, "partial-clean": 28.0, "partial": 28.0})),
+        "partial metric-unmoved",
+    ),
     "found while it ran": (records({"pgd": 15.0}, health="still-rising"), "pgd still-rising"),
 }
 
