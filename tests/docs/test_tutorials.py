@@ -67,9 +67,10 @@ def beginner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("page", sorted(path.stem for path in FOLDER.glob("*.md")))
-def test_tutorial(page: str, beginner: Path) -> None:
-    if page in NEEDS:
-        pytest.importorskip(NEEDS[page])
+def test_tutorial(page: str, beginner: Path, request: pytest.FixtureRequest) -> None:
+    needed = pytest.importorskip(NEEDS[page]) if page in NEEDS else None
+    if page == "cluster":
+        request.addfinalizer(needed.shutdown)
     examples = list(PAGES.parse(FOLDER / f"{page}.md").examples())
     assert examples, f"{page}.md shows nothing that runs"
     for example in examples:
