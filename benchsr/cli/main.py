@@ -118,14 +118,19 @@ def report(
     check: Annotated[
         Path | None, typer.Option(help="Folder of older leaderboards: fail if a figure moved without a reason.")
     ] = None,
+    issue_file: Annotated[
+        Path | None, typer.Option("--issue", help="With --check: a file for the text of an issue, if figures moved.")
+    ] = None,
     missing: Annotated[bool, typer.Option("--missing", help=MISSING)] = False,
 ) -> None:
     """Write tables, plots and report again from results.csv; with --check compare it with an older one first.
 
     Exit code 1: a figure moved by more than its tolerance although its data, weights and settings are the same.
     """
+    from benchsr.base.files import write_atomic
     from benchsr.commands.report import rewrite
     from benchsr.results.drift import check as drifted
+    from benchsr.results.drift import issue
 
     folder = rewrite(protocol, dataset, out_dir, missing)
     out.print(f"Leaderboard: {folder}")
@@ -133,7 +138,10 @@ def report(
         moved, compared, new = drifted(folder / "results.csv", check / folder.name / "results.csv")
         for cell in moved:
             err.print(f"moved: {cell}", style="red", markup=False, highlight=False)
-        out.print(f"{compared} cells compared with {check / folder.name}: {len(moved)} figures moved, {new} are new")
+        counted = f"{compared} cells compared with {check / folder.name}: {len(moved)} figures moved, {new} are new"
+        out.print(counted, soft_wrap=True)  # a line that scripts look for
+        if moved and issue_file:
+            write_atomic(issue_file, issue(moved, compared, folder.name))
         if moved:
             raise typer.Exit(1)
 
@@ -246,7 +254,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], *tuple[str, ...]]] = {
         report,
         "benchsr report",
         "benchsr report --protocol paper --out my-boards --missing",
-        "benchsr run --out fresh && benchsr report --out fresh --check leaderboards",
+        "benchsr run --out fresh && benchsr report --out fresh --check leaderboards --issue moved.md",
     ),
     "compare": (
         compare,

@@ -158,6 +158,13 @@ def certify(
     units. Draws are independent of those that a deployed model makes. Memory beyond one forward pass: n outputs of one
     image, 4 bytes an element (n = 1001, LR 64 x 64: 0.8 GB), and a few MB. Raises InputError for settings out of range.
     Source: Chiang et al. 2020, "Detection as Regression: Certified Object Detection with Median Smoothing".
+
+    Examples:
+        >>> import benchsr, torch
+        >>> lr = torch.full((1, 3, 16, 16), 0.5)
+        >>> certificate = benchsr.certify(benchsr.load_model("bicubic"), lr, sigma=0.06, eps=0.05, n=101)
+        >>> certificate.feasible, round(certificate.largest_eps, 3), certificate.lower.shape
+        (True, 0.114, torch.Size([1, 3, 64, 64]))
     """
     if not (sigma > 0 and eps >= 0 and n >= 1 and len(lr)):
         raise InputError(f"need images, sigma > 0, eps >= 0 and n >= 1; got {len(lr)}, {sigma}, {eps}, {n}")

@@ -164,6 +164,12 @@ def load_model(model: str | Card, threat: str = "clean", device: str | torch.dev
     smoothing section gives the median-smoothed network, with the sigma that the card sets for `threat`; one with
     another defence the defended network, as does `jpeg+impressionism-ntire`.
     Raises UnknownIdError, CardError, UnavailableError (weights cannot be had: says what to do) or IntegrityError.
+
+    Examples:
+        >>> import benchsr, torch
+        >>> model = benchsr.load_model("compact-certsr")
+        >>> model(torch.rand(1, 3, 16, 16)).shape
+        torch.Size([1, 3, 64, 64])
     """
     card = model if isinstance(model, Card) else load_card(model)
     return deploy(card, threat, load_network(card, device=device))

@@ -44,6 +44,12 @@ def psnr(sr: Tensor, hr: Tensor, border: int = 0, colour: Colour = "rgb") -> Ten
     10 log10(1 / MSE), the mean over all pixels and channels `border` pixels inside; equal images give infinity.
     `colour` "y" compares BT.601 luma alone, as MATLAB's rgb2ycbcr gives it (16/255 to 235/255). Raises InputError for
     tensors of unlike or other shapes, integers, values outside [0, 1] (clamp a network's output first) and NaN.
+
+    Examples:
+        >>> import benchsr, torch
+        >>> hr = torch.full((1, 3, 16, 16), 0.5)
+        >>> benchsr.psnr(hr + 0.1, hr, border=4)
+        tensor([20.0000], dtype=torch.float64)
     """
     sr, hr = _comparable(sr, hr, border, colour)
     return torch.stack([-10 * (a.double() - b.double()).square().mean().log10() for a, b in zip(sr, hr, strict=True)])
@@ -55,6 +61,12 @@ def ssim(sr: Tensor, hr: Tensor, border: int = 0, colour: Colour = "rgb") -> Ten
     Wang et al. 2004: 11 x 11 Gaussian window of sigma 1.5, K = (0.01, 0.03), biased covariance; the mean over those
     windows that lie wholly `border` pixels inside, and over channels. `colour` and errors as in `psnr`; the images
     must hold at least one window.
+
+    Examples:
+        >>> import benchsr, torch
+        >>> hr = torch.full((1, 3, 16, 16), 0.5)
+        >>> benchsr.ssim(hr, hr)
+        tensor([1.], dtype=torch.float64)
     """
     sr, hr = _comparable(sr, hr, border, colour, smallest=WINDOW)
     return torch.stack([_ssim_torch(a, b) if a.is_cuda else _ssim_skimage(a, b) for a, b in zip(sr, hr, strict=True)])

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchsr.base.errors import InputError
+from benchsr.base.text import escape, markdown_table
 from benchsr.results.records import Record, Status, metrics_of, read_results
 
 TOLERANCE = {"psnr": 0.1, "ssim": 0.005, "lpips": 0.005}
@@ -62,7 +63,7 @@ def drift(fresh: Sequence[Record], committed: Sequence[Record]) -> tuple[list[Mo
         for metric, value in [*old.scores.items()][:1]
     ]
     moved += [found for cell, pairs in cells.items() for found in _moved(*cell, pairs)]
-    return moved, len(cells) + len(lost)
+    return moved, len(cells.keys() | lost.keys())
 
 
 def _moved(model: str, threat: str, pairs: Sequence[tuple[Record, Record]]) -> Iterator[Moved]:
@@ -79,6 +80,26 @@ def _moved(model: str, threat: str, pairs: Sequence[tuple[Record, Record]]) -> I
         same = isinf(before) and isinf(after)
         if not same and not abs(after - before) <= tolerance:
             yield Moved(model, threat, metric, before, after)
+
+
+def issue(moved: Sequence[Moved], compared: int, board: str) -> str:
+    """The text of an issue, in Markdown: which figures of the `compared` cells of `board` moved, from what to what."""
+    rows = [
+        [
+            *(f"`{escape(name)}`" for name in (cell.model, cell.threat, cell.metric)),
+            f"{cell.before:.4f}",
+            f"missing: {escape(cell.reason)}" if cell.now is None else f"{cell.now:.4f}",
+        ]
+        for cell in moved
+    ]
+    return (
+        f"# Figures of `{board}` moved\n\n"
+        f"{len(moved)} figures of {compared} cells moved by more than their tolerance, or were lost, although the keys "
+        "say that data, weights and settings are the same. Either a change of code changed a figure without raising "
+        "`CODE_VERSION`, or a library computes differently now, or the committed figure was wrong. The committed "
+        "figures stay as they are until that is known.\n\n"
+        f"{markdown_table(['Model', 'Threat', 'Metric', 'Committed', 'Now'], rows, numeric_from=3)}\n"
+    )
 
 
 def news(fresh: Sequence[Record], committed: Sequence[Record]) -> int:

@@ -448,6 +448,13 @@ def load_threat(threat_id: str, **settings: Setting) -> Threat:
     Attacks take `eps`, `alpha`, `steps`, `random_start`, `c`, `lr` where they apply, and `l1_weight`,
     `perceptual_weight`, `perceptual_net`. Raises UnknownIdError for an unknown id and InputError for an unknown setting
     or one of the wrong type or name.
+
+    Examples:
+        >>> import benchsr, torch
+        >>> model, lr, hr = benchsr.load_model("bicubic"), torch.full((1, 3, 16, 16), 0.5), torch.zeros(1, 3, 64, 64)
+        >>> fgsm = benchsr.load_threat("fgsm", eps=8 / 255, perceptual_weight=0.0)
+        >>> round(float((fgsm(model, lr, hr) - lr).abs().max()) * 255, 2)
+        8.0
     """
     spec = THREATS[threat_id]
     defaults = spec.defaults

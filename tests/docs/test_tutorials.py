@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -30,11 +31,9 @@ def run_bash(example: Example) -> None:
             continue
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", words)
-            try:
+            with pytest.raises(SystemExit) as stopped:
                 main()
-            except SystemExit as stopped:
-                if stopped.code:
-                    pytest.fail(f"{example.path}:{example.line}: {line} exited with {stopped.code}")
+        assert not stopped.value.code, f"{example.path}:{example.line}: {line} exited with {stopped.value.code}"
 
 
 TITLED = RawFencedCodeBlockLexer(re.compile(r'toml title="(?P<name>[a-z-]+\.toml)"$\n', re.MULTILINE))
@@ -59,6 +58,7 @@ def beginner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder but for the tutorials' protocol, made the working directory."""
     monkeypatch.setenv("BENCHSR_CACHE", str(tmp_path / "user-cache"))
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     folder = tmp_path / "work"
     folder.mkdir()
     shutil.copy(FOLDER / "rehearsal.toml", folder)
@@ -67,9 +67,10 @@ def beginner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("page", sorted(path.stem for path in FOLDER.glob("*.md")))
-def test_tutorial(page: str, beginner: Path) -> None:
-    if page in NEEDS:
-        pytest.importorskip(NEEDS[page])
+def test_tutorial(page: str, beginner: Path, request: pytest.FixtureRequest) -> None:
+    needed = pytest.importorskip(NEEDS[page]) if page in NEEDS else None
+    if page == "cluster":
+        request.addfinalizer(needed.shutdown)
     examples = list(PAGES.parse(FOLDER / f"{page}.md").examples())
     assert examples, f"{page}.md shows nothing that runs"
     for example in examples:

@@ -9,7 +9,7 @@ import pytest
 from toys import changed
 
 from benchsr.base.errors import InputError
-from benchsr.results.drift import TOLERANCE, check, drift, news
+from benchsr.results.drift import TOLERANCE, check, drift, issue, news
 from benchsr.results.records import Record, Status, write_results
 
 INFINITE = float("inf")
@@ -59,6 +59,18 @@ def test_one_metric_that_got_lost_has_moved() -> None:
     [found], _ = drift([changed(OLD[0], ssim=None, reason="ssim: too small"), *OLD[1:]], OLD)
     assert (found.threat, found.metric, found.before, found.now) == ("clean", "ssim", 0.5, None)
     assert "too small" in str(found)
+
+
+def test_the_text_of_an_issue_names_every_cell_that_moved() -> None:
+    gone = changed(OLD[2], status=Status.UNAVAILABLE, reason="no <b>package</b> | here", psnr=None, key="d" * 64)
+    moved, compared = drift([changed(OLD[0], psnr=10.0), OLD[1], gone, OLD[3]], OLD)
+    text = issue(moved, compared, "quick")
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert rows == [
+        "| `bicubic` | `pgd` | `psnr` | 20.0000 | missing: unavailable: no &lt;b&gt;package&lt;/b&gt; \\| here |",
+        "| `bicubic` | `clean` | `psnr` | 20.0000 | 15.0000 |",
+    ]
+    assert "2 figures of 2 cells moved" in text
 
 
 def test_infinite_stays_infinite_and_finite_may_not_become_it() -> None:
