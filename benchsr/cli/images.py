@@ -110,6 +110,9 @@ def figures(
     ] = None,
     protocol: ProtocolName = "quick",
     out_dir: OutDir = Path("leaderboards"),
+    drawings: Annotated[
+        bool, typer.Option(help="Beside the page's pictures a PNG and a PDF of all models side by side.")
+    ] = True,
     cache: CacheFolder = None,
     device: Device = "auto",
 ) -> None:
@@ -117,5 +120,7 @@ def figures(
     from benchsr.commands.figures import make_figures
 
     with out.status("Drawing"):
-        folder = make_figures(models, threats, images, protocol, out=out_dir, cache=cache, device=device)
+        folder = make_figures(
+            models, threats, images, protocol, out=out_dir, cache=cache, device=device, drawings=drawings
+        )
     out.print(f"Figures: {folder}")

@@ -43,6 +43,13 @@ PANEL = 512
 """Longest side in HR pixels of the pictures for the page; of larger images a window around the zoom crop is shown."""
 
 
+QUALITY = 80
+"""Quality of the page's lossy WebP pictures, from 0 to 100."""
+
+NOTE = "Pictures of HR size are lossy (WebP): look at them, measure nothing on them. Those of LR size are lossless."
+"""What the page says of its pictures."""
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """One model on one image: LR as it saw it (3, h, w), its SR (3, sh, sw), both in [0, 1], and its line of results.
@@ -79,6 +86,20 @@ class Scene:
     def perturbation(self, view: View) -> Tensor:
         """The change of LR, amplified by `factor` around mid-grey: (3, h, w) in [0, 1]."""
         return (0.5 + self.factor * (view.lr - self.sample.lr)).clamp(0, 1)
+
+    @cached_property
+    def error_factor(self) -> int:
+        """How far errors are amplified so that all but the largest hundredth of the scene stay below white."""
+        large = torch.stack([self._errors(view) for view in self.views]).flatten().quantile(0.99)
+        return max(1, int(1 / large)) if large else 1
+
+    def error(self, view: View) -> Tensor:
+        """The absolute error of SR, mean over channels, amplified by `error_factor`: grey (3, sh, sw) in [0, 1]."""
+        return (self.error_factor * self._errors(view)).clamp(0, 1).expand(3, -1, -1)
+
+    def _errors(self, view: View) -> Tensor:
+        """(1, sh, sw)"""
+        return self.window((view.sr - self.sample.hr).abs().mean(0, keepdim=True))
 
     @cached_property
     def zoom(self) -> tuple[int, int, int]:
@@ -191,32 +212,48 @@ def _show(ax: Axes, picture: Tensor | None, caption: str) -> None:
         ax.text(0.5, -0.03, caption, transform=ax.transAxes, ha="center", va="top", fontsize=6.5)
 
 
-def panels(scene: Scene) -> Iterator[tuple[str, str, Tensor, str]]:
-    """The pictures for the page: (name of the file, title, image, caption)."""
+def save(scene: Scene, folder: Path, drawings: bool = True) -> dict[str, Any]:
+    """Write a scene's pictures for the page, and with `drawings` its PNG and PDF, below `folder`; returns its entry of
+    figures.json.
+
+    Models that were shown the same LR share its files.
+    """
     sample, views = scene.sample, scene.views
-    yield "truth", "Truth", sample.hr, "HR"
-    yield "input", "Clean input", sample.lr, "LR"
+    name = f"{sample.id}-{scene.threat}{FAMILIES[scene.family][0]}"
+
+    def picture(stem: str, image: Tensor, quality: int | None = None) -> str:
+        write_image(folder / f"{stem}.webp", scene.window(image), quality)
+        return f"{stem}.webp"
+
+    entry: dict[str, Any] = {
+        "title": scene.title,
+        "image": sample.id,
+        "threat": scene.threat,
+        "family": scene.family,
+        "factor": scene.factor,
+        "error_factor": scene.error_factor,
+        "input": picture(f"{name}/input", sample.lr),
+        "truth": picture(f"{name}/truth", sample.hr, QUALITY),
+        "views": {},
+    }
     shared = all(torch.equal(view.lr, views[0].lr) for view in views)
-    for view in views[:1] if shared else views:
-        whose = "" if shared else f"{view.card.title}: "
-        id_ = "all" if shared else view.card.id
-        yield f"{id_}-lr", f"{whose}input under this threat", view.lr, change_of(view.record)
-        yield f"{id_}-change", f"{whose}change × {scene.factor}", scene.perturbation(view), change_of(view.record)
     for view in views:
-        yield f"{view.card.id}-sr", f"{view.card.title}: output", view.sr, figures_of(view.record)
-
-
-def save(scene: Scene, folder: Path) -> dict[str, Any]:
-    """Write a scene's PNG, PDF and pictures below `folder`; returns its entry of figures.json."""
-    name = f"{scene.sample.id}-{scene.threat}{FAMILIES[scene.family][0]}"
-    entry: dict[str, Any] = {"title": scene.title, "factor": scene.factor, "panels": []}
-    figure = draw(scene)
-    for kind in ("png", "pdf"):
-        drawing.save(figure, folder / f"{name}.{kind}")
-        entry[kind] = f"{name}.{kind}"
-    for part, title, image, caption in panels(scene):
-        write_image(folder / name / f"{part}.png", scene.window(image))
-        entry["panels"].append({"title": title, "caption": caption, "file": f"{name}/{part}.png"})
+        model = view.card.id
+        whose = "all" if shared else model
+        write_image(folder / name / f"{model}-error.webp", scene.error(view), QUALITY)
+        entry["views"][model] = {
+            "title": view.card.title,
+            "change of LR": change_of(view.record),
+            "lr": picture(f"{name}/{whose}-lr", view.lr),
+            "change": picture(f"{name}/{whose}-change", scene.perturbation(view)),
+            "sr": picture(f"{name}/{model}-sr", view.sr, QUALITY),
+            "error": f"{name}/{model}-error.webp",
+        }
+    if drawings:
+        figure = draw(scene)
+        for kind in ("png", "pdf"):
+            drawing.save(figure, folder / f"{name}.{kind}")
+            entry[kind] = f"{name}.{kind}"
     return entry
 
 
@@ -229,8 +266,10 @@ def make_figures(
     out: str | Path = "leaderboards",
     cache: str | Path | None = None,
     device: str = "auto",
+    drawings: bool = True,
 ) -> Path:
-    """Write <out>/<protocol>/figures: a PNG and a PDF for each image, threat and family, and what the page needs.
+    """Write <out>/<protocol>/figures: small pictures for the page, and with `drawings` a PNG and a PDF for each image,
+    threat and family.
 
     `models`, `threats`, `images`: "all" or ids separated by commas; `images` None: the first one. Attacks come from the
     cache or are computed as for the leaderboard that stands there. Raises BenchsrError where a model fails, and
@@ -255,7 +294,7 @@ def make_figures(
         )
     if not made:
         raise InputError(f"none of the models {models!r} can be had here; see: benchsr list models")
-    entries = [save(scene, folder / "figures") for scene in made]
-    about = {"fingerprint": chosen.fingerprint, "comparisons": entries}
+    entries = [save(scene, folder / "figures", drawings) for scene in made]
+    about = {"fingerprint": chosen.fingerprint, "note": NOTE, "scenes": entries}
     write_atomic(folder / "figures" / "figures.json", json.dumps(about, indent=1) + "\n")
     return folder / "figures"

@@ -78,17 +78,22 @@ def _rgb(image: Image.Image) -> NDArray[np.float32]:
     return np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255)
 
 
-def write_image(path: str | Path, image: Tensor) -> None:
-    """Write `image` (3, H, W), float in [0, 1] (values beyond are clamped), as 8-bit PNG, whole or not at all.
+def write_image(path: str | Path, image: Tensor, quality: int | None = None) -> None:
+    """Write `image` (3, H, W), float in [0, 1] (values beyond are clamped), with 8 bits, whole or not at all.
 
-    Raises InputError for another shape or dtype, for NaN, for a name that does not end in .png and for a folder that
-    cannot be written to.
+    The name ends in .png or .webp, which is lossy where a `quality` from 0 to 100 is given. Raises InputError for
+    another shape or dtype, for NaN, for another name and for a folder that cannot be written to.
     """
     if image.dim() != 3 or len(image) != 3 or not image.is_floating_point() or bool(image.isnan().any()):
         raise InputError(f"{path}: an image is float (3, H, W) without NaN; got {image.dtype} {tuple(image.shape)}")
-    if Path(path).suffix.lower() != ".png":
-        raise InputError(f"{path}: images are written as PNG; give a name that ends in .png")
+    kind = Path(path).suffix.lower()
+    how: dict[str, dict[str, object]] = {
+        ".png": {"format": "PNG"},
+        ".webp": {"format": "WebP", "lossless": quality is None, "quality": 100 if quality is None else quality},
+    }
+    if kind not in how:
+        raise InputError(f"{path}: images are written as PNG or WebP; give a name that ends in .png or .webp")
     pixels = to_bytes(image.detach()).permute(1, 2, 0).cpu().numpy()
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
+    Image.fromarray(pixels).save(buffer, **how[kind])  # type: ignore[arg-type]
     write_atomic(Path(path), buffer.getvalue())

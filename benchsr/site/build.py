@@ -44,6 +44,7 @@ from benchsr.leaderboard.tables import (
 from benchsr.metrics.quality import METRICS, Metric
 from benchsr.models.zoo import zoo
 from benchsr.site.curves import CURVE, SIZE, Panel, panels
+from benchsr.site.explorer import PICTURES, copy_figures
 from benchsr.threats.severities import KINDS
 from benchsr.threats.table import THREATS
 
@@ -253,7 +254,8 @@ def build_site(leaderboards: Path, out: Path) -> list[Path]:
     boards = {folder: _read_board(folder, cards) for folder in folders}
     sheets = [Sheet(board, family) for board in boards.values() for family in board.families if board.tables]
     plots = {board.protocol.id: list(_copy_plots(folder, board, out)) for folder, board in boards.items()}
-    figures = {board.protocol.id: _copy_figures(folder, board, out) for folder, board in boards.items()}
+    copied = {board.protocol.id: copy_figures(folder, board, out) for folder, board in boards.items()}
+    figures = {name: found for name, found in copied.items() if found}
     for folder, board in boards.items():
         write_atomic(out / "data" / f"{board.protocol.id}.csv", (folder / "results.csv").read_bytes())
     environment = _environment()
@@ -280,7 +282,8 @@ def _read_board(folder: Path, cards: Mapping[str, CardInfo]) -> Leaderboard:
     protocol, fingerprint = stored_protocol(folder)
     derived = {folder / "leaderboard.json": ("report", board.protocol.fingerprint)}
     if (index := folder / "figures" / "figures.json").exists():
-        derived[index] = ("figures", json.loads(index.read_text(encoding="utf-8")).get("fingerprint"))
+        told = json.loads(index.read_text(encoding="utf-8"))
+        derived[index] = ("figures", told.get("fingerprint") if "scenes" in told else None)
     for file, (command, found) in derived.items():
         if found != fingerprint:
             raise InputError(
@@ -310,6 +313,7 @@ def _environment() -> Environment:
         "kinds": KINDS,
         "tallest": TALLEST,
         "panel": SIZE,
+        "pictures": PICTURES,
         "families": FAMILIES,
         "layouts": LAYOUTS,
         "derived": DERIVED,
@@ -354,17 +358,6 @@ def _curves(model: str, sheets: Sequence[Sheet]) -> Iterator[tuple[Sheet, list[P
         cells = {row.card.id: [sheet.board.grid.get((row.card.id, t), NOT_RUN) for t in CURVE] for row in sheet.rows}
         if model in cells and sum(cell.ok for cell in cells[model]) > 1:
             yield sheet, list(panels(model, cells))
-
-
-def _copy_figures(folder: Path, board: Leaderboard, out: Path) -> list[dict[str, object]]:
-    """Copy what `benchsr figures` wrote; its comparisons with paths from the page."""
-    index = folder / "figures" / "figures.json"
-    if not index.exists():
-        return []
-    where = f"figures/{board.protocol.id}"
-    shutil.copytree(folder / "figures", out / where, dirs_exist_ok=True)
-    comparisons: list[dict[str, object]] = json.loads(index.read_text(encoding="utf-8"))["comparisons"]
-    return [{**comparison, "folder": where} for comparison in comparisons]
 
 
 def _costs(folder: Path, out: Path, board: Leaderboard) -> dict[str, object] | None:

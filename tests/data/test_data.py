@@ -205,6 +205,18 @@ def test_images_are_written_and_read_again(tmp_path: Path) -> None:
     assert torch.equal(read_image(tmp_path / "a.png"), grey_levels((image * 3 - 1).clamp(0, 1)) / 255)
 
 
+def test_webp_is_lossless_unless_a_quality_is_asked_for(tmp_path: Path) -> None:
+    image = random_image(40, 48)
+    write_image(tmp_path / "whole.webp", image)
+    assert torch.equal(read_image(tmp_path / "whole.webp"), image)
+    sizes = []
+    for quality in (90, 30):
+        write_image(tmp_path / "lossy.webp", image, quality)
+        assert not torch.equal(read_image(tmp_path / "lossy.webp"), image)
+        sizes.append((tmp_path / "lossy.webp").stat().st_size)
+    assert (tmp_path / "whole.webp").stat().st_size > sizes[0] > sizes[1]
+
+
 def bomb() -> bytes:
     """A PNG of a few bytes that claims 60000 x 60000 pixels."""
     buffer = io.BytesIO()

@@ -81,18 +81,30 @@ def synthetic(folder: Path, protocol: str, threats: tuple[str, ...]) -> None:
     (folder / protocol / "protocol.json").write_text(json.dumps(told))
 
 
-def comparison(folder: Path) -> None:
-    """A figures.json with three plain pictures, as `benchsr figures` writes it."""
-    panels = []
-    for name, colour in {"clean": (200, 60, 60), "attacked": (60, 200, 60), "output": (60, 60, 200)}.items():
-        (folder / "scene").mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (32, 32), colour).save(folder / "scene" / f"{name}.png")
-        title = "Clean input" if name == "clean" else name
-        panels.append({"title": title, "caption": f"{HOSTILE} {name}", "file": f"scene/{name}.png"})
-    entry = {"title": HOSTILE, "factor": 12, "panels": panels, "png": "scene.png", "pdf": "scene.pdf"}
-    (folder / "scene.png").write_bytes((folder / "scene" / "clean.png").read_bytes())
-    (folder / "scene.pdf").write_bytes(b"%PDF")
-    (folder / "figures.json").write_text(json.dumps({"fingerprint": "ab" * 32, "comparisons": [entry]}))
+SCENES = [("pgd", image) for image in ("astronaut", "chelsea")] + [("noise", "chelsea")]
+SHOWN = ("esrgan", "certsr", "hostile")
+
+
+def pictures(folder: Path) -> None:
+    """A figures.json with plain pictures, as `benchsr figures` writes it."""
+    scenes = []
+    for threat, image in SCENES:
+        name = f"{image}-{threat}"
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        views: dict[str, Any] = {}
+        for model in SHOWN:
+            views[model] = {"title": zoo_with_stranger()[model].title, "change of LR": f"{HOSTILE} L∞ 10.0/255"}
+            views[model] |= {kind: f"{name}/{model}-{kind}.webp" for kind in ("lr", "change", "sr", "error")}
+        files = [f"{name}/{kind}.webp" for kind in ("input", "truth")]
+        for k, file in enumerate(
+            [*files, *(v for view in views.values() for v in view.values() if v.endswith(".webp"))]
+        ):
+            Image.new("RGB", (32, 32), (9 * k, 60, 60)).save(folder / file)
+        scene = {"title": name, "image": image, "threat": threat, "family": "paper", "factor": 12, "error_factor": 3}
+        scenes.append({**scene, "input": files[0], "truth": files[1], "views": views, "pdf": f"{name}.pdf"})
+        (folder / f"{name}.pdf").write_bytes(b"%PDF")
+    told = {"fingerprint": "ab" * 32, "note": "Pictures are lossy.", "scenes": scenes}
+    (folder / "figures.json").write_text(json.dumps(told))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +113,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     synthetic(folder / "boards", "quick", tuple(FIXED))
     synthetic(folder / "boards", "adaptive", CURVE)
-    comparison(folder / "boards" / "quick" / "figures")
+    pictures(folder / "boards" / "quick" / "figures")
     measured = [Costs("certsr", 64, 16_697_987, 10, 21, 73_600_000_000, 5_000_000, 1.5, "a machine")]
     write_costs(folder / "boards" / "quick", [*measured, Costs("esrgan", 64, reason=f"no weights: {HOSTILE}")])
     Image.new("RGB", (8, 8)).save(folder / "boards" / "quick" / "pareto.png")
@@ -215,6 +227,8 @@ def test_every_figure_of_the_table_is_the_mean_of_results_csv(site: Path, protoc
             want = np.mean(
                 [expected.loc[(model, t), metric] if (model, t) in expected.index else np.nan for t in threats]
             )
+        elif column.endswith("-worst"):
+            want = np.float64(worst(site, protocol)[metric].to_dict().get(model, np.nan))
         else:
             want = np.float64(expected[metric].to_dict()[model, column])
         if np.isnan(want):
@@ -245,7 +259,7 @@ def test_costs_stand_in_the_page_of_their_board(site: Path) -> None:
 
 def test_model_pages_repeat_the_same_figures(site: Path) -> None:
     table, found = Cells(site / "index.html").found, Cells(site / "models" / "certsr.html").found
-    assert len(found) == 3 * (len(FIXED) + 2 + len(CURVE))  # two averages
+    assert len(found) == 3 * (len(FIXED) + 3 + len(CURVE))  # two averages and the worst
     for (section, _, column, metric), (value, text) in found.items():
         assert value == table[section, "certsr", column, metric][0]
         assert text.split()[0] == table[section, "certsr", column, metric][1].split()[0]
@@ -281,7 +295,7 @@ def test_html_in_cards_and_reasons_is_escaped(site: Path) -> None:
         page = site / name
         parsed, text = Cells(page), page.read_text()
         assert HOSTILE not in text
-        assert parsed.scripts == 1 + ('id="comparisons"' in text)
+        assert parsed.scripts == 1 + ('id="pictures"' in text)
         assert all(image.get("onerror") is None and image.get("src") != "x" for image in parsed.images)
         assert "&lt;script&gt;alert" in text
         assert "{{ 7 * 7 }}" in text
@@ -307,6 +321,39 @@ def test_a_model_with_results_at_growing_eps_gets_its_curve(site: Path) -> None:
     psnr = [max(levels) - float(point.split(",")[1]) / height * (max(levels) - min(levels)) for point in own[1].split()]
     assert psnr == pytest.approx(means(site, "adaptive").loc["certsr"].loc[list(CURVE)]["psnr"].tolist(), abs=0.02)
     assert "<polyline" not in (site / "models" / "esrgan-fs-aim.html").read_text()
+
+
+def test_the_explorer_says_of_each_image_what_results_csv_says(site: Path) -> None:
+    text = (site / "index.html").read_text()
+    found = re.search(r'id="pictures">(.*?)</script>', text, re.DOTALL)
+    assert found is not None
+    told = json.loads(found[1])
+    assert list(told["boards"]) == ["quick"]  # the other has no pictures
+    board = told["boards"]["quick"]
+    assert board["note"] == "Pictures are lossy."
+    lines = pd.read_csv(site.parent / "boards" / "quick" / "results.csv").set_index(["model", "threat", "image"])
+    assert [(scene["threat"], scene["image"]) for scene in board["scenes"]] == SCENES
+    for scene in board["scenes"]:
+        for model, view in scene["views"].items():
+            here, clean = (lines.loc[(model, threat, scene["image"])] for threat in (scene["threat"], "clean"))
+            assert view["drop"] == pytest.approx(float(clean["psnr"]) - float(here["psnr"]), abs=0.006)
+            assert view["captions"]["sr"].startswith(f"PSNR {here['psnr']:.2f} dB · SSIM {here['ssim']:.3f} · LPIPS ")
+            assert set(view["files"]) == set(told["kinds"])
+            assert all((site / board["folder"] / file).is_file() for file in view["files"].values())
+
+
+def test_without_pictures_there_is_no_explorer_and_old_ones_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchsr.site.build.zoo", zoo_with_stranger)
+    synthetic(tmp_path / "boards", "quick", ("clean", "noise"))
+    build_site(tmp_path / "boards", tmp_path / "out")
+    assert 'id="explorer"' not in (tmp_path / "out" / "index.html").read_text()
+    (tmp_path / "boards" / "quick" / "figures").mkdir()
+    old = tmp_path / "boards" / "quick" / "figures" / "figures.json"
+    old.write_text(json.dumps({"fingerprint": "ab" * 32, "comparisons": []}))
+    with pytest.raises(InputError, match="benchsr figures --protocol quick"):
+        build_site(tmp_path / "boards", tmp_path / "out")
 
 
 def test_no_leaderboard_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
@@ -354,7 +401,7 @@ def choose(browser: Any, name: str, value: str) -> None:
     script = """
         const field = document.getElementById("controls").elements[arguments[0]];
         if (field.type === "checkbox") field.checked = arguments[1] === "on"; else field.value = arguments[1];
-        const one = field instanceof RadioNodeList ? field[0] : field;
+        const one = field instanceof RadioNodeList ? [...field].find((radio) => radio.checked) : field;
         one.dispatchEvent(new Event("input", {bubbles: true}));
     """
     browser.execute_script(script, name, value)
@@ -367,7 +414,7 @@ def test_in_a_browser_everything_works_from_a_file_without_network(site: Path, b
 
     browser.get((site / "index.html").as_uri())
     count = "return document.querySelectorAll('.sheet:not([hidden]) tbody tr:first-child td:not([hidden])').length"
-    assert browser.execute_script(count) == 4 * 3  # Table 2, all metrics
+    assert browser.execute_script(count) == 5 * 3  # Table 2 and its worst, all metrics
     rows = shown(browser)
     assert len(rows) == 6
 
@@ -419,19 +466,44 @@ def test_in_a_browser_the_slider_moves_and_pictures_change(site: Path, browser: 
 
     browser.get((site / "index.html").as_uri())
     cut = "return document.querySelector('.compare').style.getPropertyValue('--cut')"
-    loaded = "return [...document.querySelectorAll('.compare img')].every((image) => image.decode().then(() => true))"
+    loaded = """
+        const done = arguments[0];
+        Promise.all([...document.querySelectorAll('#explorer img')].map((image) => image.decode())).then(
+            () => done(true), (error) => done(String(error)));
+    """
     assert browser.execute_script(cut) == "50%"
     slider = browser.find_element(By.CSS_SELECTOR, ".compare input")
     for _ in range(4):
         slider.send_keys(Keys.ARROW_RIGHT)
     assert browser.execute_script(cut) == "52%"
-    assert browser.execute_script(loaded)
+    assert browser.execute_async_script(loaded) is True
+    select = {name: Select(browser.find_element(By.NAME, name)) for name in ("threat", "first", "second", "image")}
+    assert select["threat"].first_selected_option.text == "PGD"
     left, right = browser.find_elements(By.CSS_SELECTOR, ".compare img")
-    assert left.get_attribute("src").endswith("clean.png")
-    assert right.get_attribute("src").endswith("output.png")
-    Select(browser.find_element(By.CSS_SELECTOR, ".pick select[name=right]")).select_by_index(1)
-    assert right.get_attribute("src").endswith("attacked.png")
+    assert left.get_attribute("src").endswith("esrgan-sr.webp")
+    assert right.get_attribute("src").endswith("certsr-sr.webp")
+
+    # The images stand by what the first model lost.
+    lines = pd.read_csv(site.parent / "boards" / "quick" / "results.csv").set_index(["model", "threat", "image"]).psnr
+    for model in ("esrgan", "certsr"):
+        select["first"].select_by_value(model)
+        drops = {i: float(lines[model, "clean", i] - lines[model, "pgd", i]) for t, i in SCENES if t == "pgd"}
+        texts = [option.text for option in select["image"].options]
+        assert [text.split()[0] for text in texts] == sorted(drops, key=lambda image: -drops[image])
+        assert all(f"{abs(drops[text.split()[0]]):.2f} dB" in text for text in texts)
+
+    # Any picture of either model can be laid under the line, by keyboard too.
+    select["second"].select_by_value("hostile")
+    button = browser.find_element(By.XPATH, "(//*[@class='strip'])[2]//button[span='Input under the threat']")
+    button.send_keys(Keys.ENTER)
+    assert right.get_attribute("src").endswith("hostile-lr.webp")
     assert HOSTILE in browser.find_element(By.CSS_SELECTOR, ".captions").text  # as text, not as HTML
+    assert browser.switch_to.active_element.get_attribute("aria-pressed") == "true"
+    select["threat"].select_by_value("noise")
+    assert [option.get_attribute("value") for option in select["image"].options] == ["chelsea"]
+    assert browser.execute_async_script(loaded) is True
+    choose(browser, "protocol", "adaptive")
+    assert not browser.find_element(By.ID, "explorer").is_displayed()
     assert browser.get_log("browser") == []
 
 

@@ -88,51 +88,76 @@ if (controls) {
   show();
 }
 
-// Before and after: two pictures, and a line between them.
-const store = document.getElementById("comparisons");
+// Image by image: a line between two pictures, and all pictures of two models below each other.
+const store = document.getElementById("pictures");
 if (store) {
-  const boards = JSON.parse(store.textContent);
-  const { picture, left, right } = document.querySelector(".pick").elements;
+  const { kinds, boards } = JSON.parse(store.textContent);
+  const { threat, first, second, image } = document.querySelector(".pick").elements;
+  const section = document.getElementById("explorer");
   const frame = document.querySelector(".compare");
   const captions = all(".captions span");
-  const files = document.querySelector(".files");
-  const fill = (select, names, wanted) => {
+  const shown = ["sr", "sr"]; // the kind of picture on each side of the line
+  const make = (tag, properties, ...children) => {
+    const element = Object.assign(document.createElement(tag), properties);
+    element.append(...children);
+    return element;
+  };
+  // Options are [value, text]; what was chosen stays where it still can be.
+  const fill = (select, options, wanted) => {
     const before = select.value;
-    select.replaceChildren(...names.map((name, i) => new Option(name, i)));
-    select.value = [before, wanted].find((v) => v !== "" && v >= 0 && v < names.length) ?? 0;
+    select.replaceChildren(...options.map(([value, text]) => new Option(text, value)));
+    const values = options.map(([value]) => value);
+    select.value = [before, wanted, values[0]].find((value) => values.includes(value));
   };
-  const scenes = () => boards[controls.elements.protocol.value] ?? [];
+  const unique = (pairs) => [...new Map(pairs)];
+  const board = () => boards[controls.elements.protocol.value];
+  const family = () => document.querySelector(".sheet:not([hidden])")?.dataset.family;
+  const scenes = () => (board()?.scenes ?? []).filter((scene) => scene.family === family());
+  const scene = () => scenes().find((s) => s.threat === threat.value && s.image === image.value);
+
+  const text = (view, kind) => [`${view.title}: ${kinds[kind]}`, view.captions[kind]].filter(Boolean).join(" · ");
   const draw = () => {
-    const scene = scenes()[picture.value];
-    for (const [k, select] of [left, right].entries()) {
-      const panel = scene.panels[select.value];
-      const image = frame.querySelector(k ? ".right" : ".left");
-      image.src = `${scene.folder}/${panel.file}`;
-      image.alt = `${panel.title}: ${panel.caption}`;
-      captions[k].textContent = `${panel.title} · ${panel.caption}`;
+    const views = [first, second].map((select) => scene().views[select.value]);
+    for (const [k, view] of views.entries()) {
+      const picture = frame.querySelector(k ? ".right" : ".left");
+      picture.src = `${board().folder}/${view.files[shown[k]]}`;
+      picture.alt = captions[k].textContent = text(view, shown[k]);
     }
-    files.replaceChildren("All models side by side: ", ...["png", "pdf"].flatMap((kind) => {
-      const link = Object.assign(document.createElement("a"), { href: `${scene.folder}/${scene[kind]}`, textContent: kind.toUpperCase() });
-      return [link, " "];
+    const strip = (view, k) => make("div", { className: "strip" }, make("h3", { textContent: view.title }), ...Object.keys(kinds).map((kind) => {
+      const picture = make("img", { src: `${board().folder}/${view.files[kind]}`, alt: "" });
+      const button = make("button", { type: "button", ariaPressed: String(shown[k] === kind) }, picture, make("span", { textContent: kinds[kind] }), make("small", { textContent: view.captions[kind] ?? "" }));
+      button.addEventListener("click", () => {
+        shown[k] = kind;
+        draw();
+        all(".strip", section)[k].querySelector("[aria-pressed=true]").focus();
+      });
+      return button;
     }));
+    section.querySelector(".strips").replaceChildren(...views.map(strip));
+    const sheets = Object.entries(scene().sheets).flatMap(([name, file]) => [" ", make("a", { href: `${board().folder}/${file}`, textContent: name })]);
+    section.querySelector(".files").replaceChildren(board().note, ...(sheets.length ? [" All models side by side:", ...sheets] : []));
   };
-  const panels = () => {
-    const scene = scenes()[picture.value];
-    const names = scene.panels.map((panel) => panel.title);
-    fill(left, names, names.indexOf("Clean input"));
-    fill(right, names, names.length - 1);
-    draw();
+  const choose = () => {
+    const here = scenes().filter((s) => s.threat === threat.value);
+    const models = unique(here.flatMap((s) => Object.entries(s.views).map(([id, view]) => [id, view.title])));
+    fill(first, models, models[0][0]);
+    fill(second, models, (models[1] ?? models[0])[0]);
+    const found = here.filter((s) => s.views[first.value] && s.views[second.value]);
+    const drop = (s) => s.views[first.value].drop;
+    found.sort((a, b) => (drop(a) === null) - (drop(b) === null) || drop(b) - drop(a));
+    const before = image.value;
+    fill(image, found.map((s) => [s.image, drop(s) === null ? s.image : `${s.image} (${drop(s) > 0 ? "−" : "+"}${Math.abs(drop(s)).toFixed(2)} dB)`]), before);
+    if (found.length) draw();
   };
   const restart = () => {
-    document.getElementById("compare").hidden = scenes().length === 0;
-    if (scenes().length === 0) return;
-    fill(picture, scenes().map((scene) => scene.title), 0);
-    panels();
+    section.hidden = scenes().length === 0;
+    if (section.hidden) return;
+    fill(threat, unique(scenes().map((s) => [s.threat, s.title])), "pgd");
+    choose();
   };
   frame.querySelector("input").addEventListener("input", (event) => frame.style.setProperty("--cut", `${event.target.value}%`));
-  picture.addEventListener("change", panels);
-  left.addEventListener("change", draw);
-  right.addEventListener("change", draw);
-  document.addEventListener("input", ({ target }) => { if (target.name === "protocol") restart(); });
+  for (const select of [threat, first, second]) select.addEventListener("change", choose);
+  image.addEventListener("change", draw);
+  document.addEventListener("input", ({ target }) => { if (["protocol", "family"].includes(target.name)) restart(); });
   restart();
 }
