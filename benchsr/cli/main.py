@@ -79,6 +79,9 @@ def run(
         bool,
         typer.Option("--trust-code", help="Run package.module:factory in --models: that code has all your rights."),
     ] = False,
+    transfer: Annotated[
+        bool, typer.Option("--transfer", help="Score the attacks on each model on all of the others too.")
+    ] = False,
 ) -> None:
     """Evaluate models under threats and write the leaderboard: tables, plots, report.
 
@@ -219,6 +222,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], *tuple[str, ...]]] = {
         "benchsr run --protocol adaptive --models re-esrgan --defence jpeg,mrs --threats clean,pgd-eot",
         "benchsr run --dataset photos/ --out my-boards",
         "benchsr run --scale 2 --models dat-light-x2,bicubic",
+        "benchsr run --models bicubic,re-esrgan,dat-light --threats clean,pgd --transfer",
         "benchsr run --workers 4 --cell-timeout 600",
     ),
     "list": (

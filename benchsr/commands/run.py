@@ -13,15 +13,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from benchsr.base.errors import InputError
 from benchsr.base.files import cache_dir
 from benchsr.commands.report import about_leaderboard
-from benchsr.data.datasets import load_dataset
+from benchsr.data.datasets import Dataset, load_dataset
 from benchsr.defences.table import DEFENCES
 from benchsr.evaluation.cache import AttackCache
 from benchsr.evaluation.executors import Executor, InProcess
 from benchsr.evaluation.ledger import Ledger, environment, identity
 from benchsr.evaluation.options import RunOptions
-from benchsr.evaluation.plan import Cell, keys_today, plan, plugins, resolve
+from benchsr.evaluation.plan import Cell, Row, keys_today, plan, plan_transfer, plugins, resolve, transferable
 from benchsr.evaluation.protocol import Protocol, load_protocol, select_threats
 from benchsr.evaluation.worker import Worker, slowest_first
 from benchsr.leaderboard import write_leaderboard
@@ -29,22 +30,26 @@ from benchsr.models.cards import Card
 from benchsr.models.live import Model, require_picklable, select
 from benchsr.models.zoo import availability, defended, defended_cards, zoo, zoo_at
 from benchsr.results.records import Record, Status, flat
+from benchsr.results.transfers import TRANSFER
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did. `records` are all of the leaderboard in `folder`, `planned` those of this run, `cards` by id."""
+    """What a run did. `records` are all of the leaderboard in `folder`, `planned` those of this run, `cards` by id;
+    `transferred` those of this run about attacks made on other models.
+    """
 
     folder: Path
     records: list[Record]
     planned: list[Record]
     computed: int
     cards: Mapping[str, Card]
+    transferred: Sequence[Record] = ()
 
     @property
     def failures(self) -> list[Record]:
         """Evaluations of this run that could have been done but went wrong."""
-        return [record for record in self.planned if record.status is Status.FAILED]
+        return [record for record in (*self.planned, *self.transferred) if record.status is Status.FAILED]
 
 
 def evaluate(
@@ -63,6 +68,8 @@ def evaluate(
         perceptual_net=options.perceptual_net,
     )
     threat_ids, cards = select_threats(threats, chosen), select(models, options.trust_code, chosen.scale)
+    if options.transfer and not transferable(chosen, threat_ids):
+        raise InputError(f"--transfer needs an attack among --threats; {threats} are none")
     around = DEFENCES.select(options.defence) if options.defence else []
     cards = [each for card in cards for each in (card, *(defended(card, name) for name in around))]
     executor = options.load_executor()
@@ -86,12 +93,44 @@ def evaluate(
     said = f"{len(rows)} models x {len(threat_ids)} threats; {_counts(planned, fresh, done)}"
     console.print(f"{chosen.heading}: {said}", markup=False)
     _compute(cells, fresh, done, executor, ledger, options)
+    transferred: list[Record] = []
+    if options.transfer:
+        transferred = _transfer(rows, threat_ids, data, executor, ledger, done, options)
 
     cards_by_id = {**found, **{card.id: card.described for card in cards}}
     with ledger.merged(planned, done) as records:
         write_leaderboard(ledger.folder, records, protocol=about_leaderboard(chosen, data), cards=cards_by_id)
     here = {identity(record) for record in planned}
-    return Outcome(ledger.folder, records, [r for r in records if identity(r) in here], len(fresh), cards_by_id)
+    ours = [r for r in records if identity(r) in here]
+    return Outcome(ledger.folder, records, ours, len(fresh), cards_by_id, transferred)
+
+
+def _transfer(
+    rows: Sequence[Row],
+    threats: Sequence[str],
+    data: Dataset,
+    executor: Executor,
+    board: Ledger,
+    white_box: Mapping[str, Record],
+    options: RunOptions,
+) -> list[Record]:
+    """Score what was attacked for each of `rows` on all of them, into the ledger beside the board's; this run's lines.
+
+    `white_box`: what the board has by key, in which the attacks on the models themselves are found.
+    """
+    ledger = Ledger(board.folder / TRANSFER, board.protocol, board.made_in)
+    cells, _ = plan_transfer(board.protocol, rows, threats, data, executor.device.type, options.limit)
+    planned = [record for cell in cells for record in cell.records]
+    known = ledger.open()
+    ledger.retire(keys_today(board.protocol, rows, data, planned, plan_transfer))
+    done = {**white_box, **{record.key: record for record in known if record.status is Status.OK}}
+    fresh = {r.key: r for r in planned if r.key not in done}
+    if options.console:
+        options.console.print(f"Transfer, attacks on each model against all: {_counts(planned, fresh, done)}")
+    _compute(cells, fresh, done, executor, ledger, options)
+    here = {identity(record) for record in planned}
+    with ledger.merged(planned, done) as records:
+        return [record for record in records if identity(record) in here]
 
 
 def _counts(planned: Sequence[Record], fresh: Mapping[str, Record], done: Mapping[str, Record]) -> str:
@@ -165,6 +204,7 @@ def run(
     ray_address: str | None = None,
     console: Console | None = None,
     trust_code: bool = False,
+    transfer: bool = False,
 ) -> pd.DataFrame:
     """Run the benchmark and return this run's lines of results.csv, one for each model x threat x image.
 
@@ -178,7 +218,7 @@ def run(
     "auto", "cpu", "cuda"; `precision`: "fp32", "bf16"; `memory_budget`: GB for attacks, of each worker (default: most
     of what is free); `perceptual_net`: "vgg16", "vgg19"; `executor`: "local", "ray", or an Executor; `workers`,
     `cell_timeout` and `ray_address`: see `benchsr.evaluation.executors.load_executor`; `console`: a rich Console to
-    show progress on.
+    show progress on; `transfer`: score the attacks on each model on all of them too, into <protocol>/transfer/.
     Raises BenchsrError for unusable arguments; what goes wrong with one evaluation becomes the reason of its line.
     """
     given = {name: value for name, value in locals().items() if name in RunOptions.__dataclass_fields__}

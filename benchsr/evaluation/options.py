@@ -33,6 +33,7 @@ class RunOptions:
     ray_address: str | None = None
     console: Console | None = None
     trust_code: bool = False
+    transfer: bool = False
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from benchsr.metrics.quality import METRICS
 from benchsr.models.cards import MRS, Card, Deployment
 from benchsr.models.zoo import network_key, zoo
 from benchsr.results.records import Record, Status
+from benchsr.results.transfers import sent_from
 from benchsr.threats.table import THREATS, Threat
 
 
@@ -34,6 +35,7 @@ class Cell:
 
     `records` are templates, one for each (model, image), that hold all that is known before the work starts.
     `attack_keys` maps images to the keys of their attacked LR, `others` to what else an attack on them is given.
+    `source`: another model, whose network is attacked in their place (a transferred attack).
     """
 
     threat: str
@@ -42,11 +44,17 @@ class Cell:
     records: tuple[Record, ...]
     attack_keys: Mapping[str, str]
     others: Mapping[str, Others] = field(default_factory=dict)
+    source: Card | None = None
 
     @property
     def network_card(self) -> Card:
         """A card whose weights are the network's."""
         return next(iter(self.models.values()))
+
+    @property
+    def attacked_card(self) -> Card:
+        """A card whose weights are those of the network that is attacked."""
+        return self.source or self.network_card
 
     def shards(self, todo: Iterable[Record], size: int) -> list[Cell]:
         """This cell cut into cells of `size` images, holding only those of its records that are in `todo`."""
@@ -158,15 +166,49 @@ def plan(
             # One attack serves all models that look alike to it: defended alike, if the attack sees the defence.
             groups: dict[tuple[Deployment | None, str], list[Row]] = {}
             for row in (_asked(row, column.threat) for row in rows if row.network == network):
-                seen = deployment(row.card, column.threat.like) if column.threat.median_of else None
-                groups.setdefault((seen, row.reason), []).append(row)
-            for (seen, _), group in groups.items():
+                groups.setdefault((_seen(row, column.threat), row.reason), []).append(row)
+            for group in groups.values():
                 templates = _templates(protocol, column, group, dataset, limit)
                 if column.samples is None or group[0].reason:
                     missing += [replace(t, key=digest([t.model, t.threat, t.image, t.reason])) for t in templates]
                 else:
-                    cells.append(_cell(protocol, column.threat, column.samples, group, seen, templates, device))
+                    cells.append(_cell(protocol, column.threat, column.samples, group, templates, device))
     return cells, missing
+
+
+def plan_transfer(
+    protocol: Protocol,
+    rows: Sequence[Row],
+    threats: Sequence[str],
+    dataset: Dataset,
+    device: str,
+    limit: int | None = None,
+) -> tuple[list[Cell], list[Record]]:
+    """As `plan`: each attack among `threats` on each row, scored for every row, in cells of one network and source.
+
+    Their records' threats are named by `sent_from`. Keys are those of `plan`, so that a row under the attack on itself
+    is the line that `plan` has. What cannot be evaluated there is left out here.
+    """
+    cells: list[Cell] = []
+    here = [row for row in rows if not row.reason]
+    for column in columns(protocol, transferable(protocol, threats), dataset):
+        for source in here if column.samples else []:
+            for network in dict.fromkeys(row.network for row in here):
+                group = [row for row in here if row.network == network]
+                templates = _templates(protocol, column, group, dataset, limit)
+                named = [replace(t, threat=sent_from(t.threat, source.card.id)) for t in templates]
+                cells.append(_cell(protocol, column.threat, column.samples, group, named, device, source))
+    return cells, []
+
+
+def transferable(protocol: Protocol, threats: Iterable[str]) -> list[str]:
+    """Those of `threats` that attack one network and whose result any other can be shown."""
+    return [t for t in threats if protocol.threat(t).objective and not protocol.threat(t).singles]
+
+
+def _seen(row: Row, threat: Threat) -> Deployment | None:
+    """The defence that `threat` sees around a row's network; None where it looks at the network alone."""
+    return deployment(row.card, threat.like) if threat.median_of else None
 
 
 def _asked(row: Row, threat: Threat) -> Row:
@@ -213,40 +255,48 @@ def facing(threat: Threat, card: Card) -> Threat:
     return replace(threat, settings={**threat.settings, "median_of": int(random), "draws": draws if random else 1})
 
 
+def _attacks(
+    protocol: Protocol, threat: Threat, samples: Dataset, row: Row, images: Sequence[str], device: str
+) -> tuple[dict[str, str], dict[str, Others]]:
+    """Image -> the key of its LR after `threat` against the network of `row`, and what else the attack is given."""
+    seen = _seen(row, threat)
+    settings = {name: value for name, value in threat.settings.items() if name != "singles"}  # of scoring, below
+    cause: dict[str, Any] = {"threat": threat.id, "settings": settings, "seed": protocol.seed}
+    cause |= {"quantise_lr": protocol.quantise_lr, **_origin(THREATS, threat.id)}
+    if threat.objective:
+        cause |= {"network": row.network, "precision": protocol.precision, "smoothing": _keyed(seen), "device": device}
+        cause |= {"perceptual": _perceptual_key(threat)}
+        cause["settings"] = dict(facing(threat, row.card).settings)
+        if seen and not DEFENCES[seen.defence].differentiable:
+            cause["gradient"] = "straight-through"
+    if threat.objective and threat.spec.make:  # attacks of equal settings are one attack, whatever they are called
+        cause["threat"] = threat.spec.make.__name__
+    others = _others(threat, samples, images, cause)
+    return {
+        image: digest([CODE_VERSION, cause, samples.sample_key(image), *([others[image].key] if others else [])])
+        for image in images
+    }, others
+
+
 def _cell(
     protocol: Protocol,
     threat: Threat,
     samples: Dataset,
     group: Sequence[Row],
-    seen: Deployment | None,
     templates: Sequence[Record],
     device: str,
+    source: Row | None = None,
 ) -> Cell:
-    network = group[0].network
-    settings = {name: value for name, value in threat.settings.items() if name != "singles"}  # of scoring, below
-    cause: dict[str, Any] = {"threat": threat.id, "settings": settings, "seed": protocol.seed}
-    cause |= {"quantise_lr": protocol.quantise_lr, **_origin(THREATS, threat.id)}
-    if threat.objective:
-        cause |= {"network": network, "precision": protocol.precision, "smoothing": _keyed(seen), "device": device}
-        cause |= {"perceptual": _perceptual_key(threat)}
-        cause["settings"] = dict(facing(threat, group[0].card).settings)
-        if seen and not DEFENCES[seen.defence].differentiable:
-            cause["gradient"] = "straight-through"
-    if threat.objective and threat.spec.make:  # attacks of equal settings are one attack, whatever they are called
-        cause["threat"] = threat.spec.make.__name__
-    images = dict.fromkeys(template.image for template in templates)
-    others = _others(threat, samples, list(images), cause)
-    attack_keys = {
-        image: digest([CODE_VERSION, cause, samples.sample_key(image), *([others[image].key] if others else [])])
-        for image in images
-    }
+    images = list(dict.fromkeys(template.image for template in templates))
+    attack_keys, others = _attacks(protocol, threat, samples, source or group[0], images, device)
     metrics = protocol.metrics
-    scored: list[Any] = [network, metrics.model_dump(), protocol.evaluations, protocol.seed]
+    scored: list[Any] = [group[0].network, metrics.model_dump(), protocol.evaluations, protocol.seed]
     scored += [metrics.versions] * bool(metrics.versions)
     scored += [{"singles": threat.singles}] * bool(threat.singles)
     deployed = {row.card.id: _keyed(deployment(row.card, threat.like)) for row in group}
     records = (replace(t, key=digest([attack_keys[t.image], scored, deployed[t.model]])) for t in templates)
-    return Cell(threat.id, {row.card.id: row.card for row in group}, samples, tuple(records), attack_keys, others)
+    cards, attacked = {row.card.id: row.card for row in group}, source.card if source else None
+    return Cell(threat.id, cards, samples, tuple(records), attack_keys, others, attacked)
 
 
 def _others(threat: Threat, samples: Dataset, images: Sequence[str], cause: Mapping[str, Any]) -> dict[str, Others]:
@@ -293,11 +343,16 @@ def plugins(protocol: Protocol, threats: Iterable[str], cards: Iterable[Card]) -
 
 
 def keys_today(
-    protocol: Protocol, rows: Sequence[Row], dataset: Dataset, planned: Sequence[Record]
+    protocol: Protocol,
+    rows: Sequence[Row],
+    dataset: Dataset,
+    planned: Sequence[Record],
+    plan: Callable[..., tuple[list[Cell], list[Record]]] = plan,
 ) -> dict[tuple[str, str, str], set[str]]:
     """(model, threat, image) -> the keys that each evaluation of `rows` may have under the whole protocol.
 
-    What this run has `planned` has one; anything else that of either class of device, as another may have computed it.
+    What this run has `planned` with `plan` has one; anything else that of either class of device, as another may have
+    computed it.
     """
     found: dict[tuple[str, str, str], set[str]] = {}
     for device in ("cpu", "cuda"):

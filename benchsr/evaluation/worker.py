@@ -24,7 +24,7 @@ from benchsr.evaluation.plan import Cell, facing
 from benchsr.evaluation.protocol import Protocol
 from benchsr.metrics.objective import BoundObjective, Objective
 from benchsr.metrics.quality import Scores, score
-from benchsr.models.cards import Deployment
+from benchsr.models.cards import Card, Deployment
 from benchsr.models.network import load_network, network_bytes
 from benchsr.models.zoo import network_key
 from benchsr.results.records import Record, Status
@@ -52,7 +52,9 @@ def slowest_first(cells: Sequence[Cell], protocol: Protocol) -> list[Cell]:
 
     def passes(cell: Cell) -> int:
         threat, steps = protocol.threat(cell.threat), 0
-        if threat.objective:  # forward and back takes three times as long as forward
+        if (
+            threat.objective and not cell.source
+        ):  # a transferred attack is there; forward and back takes three times as long as forward
             counts = (int(threat.settings.get(name, 1)) for name in ("steps", "restarts", "draws"))
             steps = 3 * math.prod(counts) * max(1, threat.median_of)
         deployed = (deployment(card, threat.like) for card in cell.models.values())
@@ -231,14 +233,14 @@ class Worker:
         bound, size, shift = None, len(samples), None
         if threat.objective:
             bound = self._goal(cell, threat, samples, hr)
-            plain = self._load(cell)
+            plain = self._load(cell.attacked_card)
             network = Autocast(plain) if self.protocol.precision == "bf16" else plain
-            plan = self._plan(cell, network, threat.objective, lr)
+            plan = self._plan(cell.attacked_card, network, threat.objective, lr)
             checkpoint_blocks(plain, plan.checkpoint)
             size = plan.batch_size
         if threat.median_of:  # the attack knows the defence, which all models of the cell share
-            network = deploy(cell.network_card, threat.like, network, self.protocol.seed, threat.median_of)
-            threat = facing(threat, cell.network_card)
+            network = deploy(cell.attacked_card, threat.like, network, self.protocol.seed, threat.median_of)
+            threat = facing(threat, cell.attacked_card)
         if isinstance(network, Smoothed):
             network.draws_at_once = min(network.draws_at_once, size)
         shares = 0.0
@@ -302,21 +304,21 @@ class Worker:
             return self.memory_budget
         return self.share * MOST * free_bytes(self.device)
 
-    def _plan(self, cell: Cell, network: nn.Module, objective: Objective, lr: Tensor) -> Plan:
-        """How to attack the images `lr` with `network`, the cell's as attacks see it, within the memory budget."""
-        key, (height, width) = (network_key(cell.network_card), objective), lr.shape[2:]
+    def _plan(self, card: Card, network: nn.Module, objective: Objective, lr: Tensor) -> Plan:
+        """How to attack the images `lr` with `network`, that of `card` as attacks see it, within the memory budget."""
+        key, (height, width) = (network_key(card), objective), lr.shape[2:]
         if key not in self._bytes_per_pixel:
-            checkpoint_blocks(self._load(cell), active=False)
+            checkpoint_blocks(self._load(card), active=False)
             side = min(PROBE_SIDE, height, width)
             self._bytes_per_pixel[key] = bytes_per_pixel(network, objective, self.device, side)
         return plan_batch(self._bytes_per_pixel[key], height * width, self.batch_size, self._budget())
 
     def _model(self, cell: Cell, model_id: str, lr: Tensor) -> nn.Module:
         """A model of the cell as it is deployed against the threat, for the image `lr` (1, 3, h, w)."""
-        threat, network = self.protocol.threat(cell.threat), self._load(cell)
+        threat, network = self.protocol.threat(cell.threat), self._load(cell.network_card)
         model = deploy(cell.models[model_id], threat.like, network, self.protocol.seed)
         if isinstance(model, Smoothed) and self.device.type != "cpu":  # whose chunks are fixed
-            model.draws_at_once = self._plan(cell, network, SCORING, lr).batch_size
+            model.draws_at_once = self._plan(cell.network_card, network, SCORING, lr).batch_size
         return model
 
     def _super_resolve(self, cell: Cell, model_id: str, attacked: Attacked) -> tuple[Tensor, float]:
@@ -335,7 +337,11 @@ class Worker:
             network_key(cell.network_card),
             deployment(cell.models[model_id], self.protocol.threat(cell.threat).like),
         )
-        if model is not self._load(cell) and not isinstance(model, Smoothed) and deployed not in self._repeated:
+        if (
+            model is not self._load(cell.network_card)
+            and not isinstance(model, Smoothed)
+            and deployed not in self._repeated
+        ):
             with torch.no_grad(), full_float32():
                 require_repeated("the defended model", answers[0], answer(0))
             self._repeated.add(deployed)
@@ -408,8 +414,7 @@ class Worker:
         scores = {name: tuple(values.tolist()) for name, values in found.figures.items()}
         return Singles(model.sigma, model.n, elements, scores, squares)
 
-    def _load(self, cell: Cell) -> nn.Module:
-        card = cell.network_card
+    def _load(self, card: Card) -> nn.Module:
         key = network_key(card)  # two cards may bear one id
         if self._network is None or self._network[0] != key:
             self._network = None  # frees the last one before the next is loaded

@@ -187,7 +187,7 @@ def test_smoothed_scoring_is_planned_on_a_gpu_and_fixed_on_the_cpu(
     lr = data[0].lr[None]
     budget = 100.0 * 144 * HEADROOM * 3.5  # of three draws and a half
     gpu = made(tmp_path, protocol(), memory_budget=budget)
-    gpu._load(cell)
+    gpu._load(cell.network_card)
     gpu.device = torch.device("cuda")
     model = gpu._model(cell, "soft", lr)
     assert isinstance(model, Smoothed)

@@ -1,0 +1,19 @@
+"""Names of transferred attacks: lines of results.csv about an attack that was made on another model."""
+
+from __future__ import annotations
+
+TRANSFER = "transfer"
+"""Folder, inside of a board's, of the ledger that holds them."""
+
+_FROM = "@"
+
+
+def sent_from(threat: str, source: str) -> str:
+    """What stands for the threat of a line: `threat` as it was made on the model `source`."""
+    return f"{threat}{_FROM}{source}"
+
+
+def origin(threat: str) -> tuple[str, str]:
+    """The threat and the source that `sent_from` joined."""
+    name, _, source = threat.partition(_FROM)
+    return name, source
