@@ -68,7 +68,9 @@ def submit(
     evaluation is told in the text.
     """
     if card_file.suffix != ".toml":
-        raise CardError(f"{card_file}: a pull request brings a card (.toml); docs/CONTRIBUTING.md shows how to write one")
+        raise CardError(
+            f"{card_file}: a pull request brings a card (.toml); docs/CONTRIBUTING.md shows how to write one"
+        )
     card = load_card(card_file)
     if card.id in zoo() and card_file.resolve().parent != zoo_dir().resolve():
         raise CardError(f"{card_file}: id: {card.id!r} is taken by a card of the zoo; choose another one")

@@ -192,7 +192,9 @@ def plan_transfer(
     cells: list[Cell] = []
     here = [row for row in rows if not row.reason]
     for column in columns(protocol, transferable(protocol, threats), dataset):
-        for source in here if column.samples else []:
+        if column.samples is None:
+            continue
+        for source in here:
             for network in dict.fromkeys(row.network for row in here):
                 group = [row for row in here if row.network == network]
                 templates = _templates(protocol, column, group, dataset, limit)

@@ -280,7 +280,7 @@ def _read_board(folder: Path, cards: Mapping[str, CardInfo]) -> Leaderboard:
     """The leaderboard in `folder`. Raises InputError where its report is not of the results that stand there."""
     board = read_leaderboard(folder, cards)
     protocol, fingerprint = stored_protocol(folder)
-    derived = {folder / "leaderboard.json": ("report", board.protocol.fingerprint)}
+    derived: dict[Path, tuple[str, str | None]] = {folder / "leaderboard.json": ("report", board.protocol.fingerprint)}
     if (index := folder / "figures" / "figures.json").exists():
         told = json.loads(index.read_text(encoding="utf-8"))
         derived[index] = ("figures", told.get("fingerprint") if "scenes" in told else None)

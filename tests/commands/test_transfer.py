@@ -56,7 +56,8 @@ def test_the_diagonal_is_the_white_box_line_and_all_else_is_what_the_other_netwo
 ) -> None:
     outcome = bench.run()
     assert not outcome.failures
-    found, own = bench.lines(), bench.lines(folder="")
+    found: Any = bench.lines()
+    own: Any = bench.lines(folder="")
     assert len(found) == len(outcome.transferred) == 3 * 3 * 2
     for name in NAMES:
         diagonal, white_box = found.loc[(name, f"pgd@{name}")], own.loc[(name, "pgd")]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sybil import Document, Example, Region, Sybil
@@ -68,7 +69,7 @@ def beginner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("page", sorted(path.stem for path in FOLDER.glob("*.md")))
 def test_tutorial(page: str, beginner: Path, request: pytest.FixtureRequest) -> None:
-    needed = pytest.importorskip(NEEDS[page]) if page in NEEDS else None
+    needed: Any = pytest.importorskip(NEEDS[page]) if page in NEEDS else None
     if page == "cluster":
         request.addfinalizer(needed.shutdown)
     examples = list(PAGES.parse(FOLDER / f"{page}.md").examples())

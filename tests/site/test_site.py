@@ -331,7 +331,8 @@ def test_the_explorer_says_of_each_image_what_results_csv_says(site: Path) -> No
     assert list(told["boards"]) == ["quick"]  # the other has no pictures
     board = told["boards"]["quick"]
     assert board["note"] == "Pictures are lossy."
-    lines = pd.read_csv(site.parent / "boards" / "quick" / "results.csv").set_index(["model", "threat", "image"])
+    read = pd.read_csv(site.parent / "boards" / "quick" / "results.csv")
+    lines: Any = read.set_index(["model", "threat", "image"])
     assert [(scene["threat"], scene["image"]) for scene in board["scenes"]] == SCENES
     for scene in board["scenes"]:
         for model, view in scene["views"].items():
