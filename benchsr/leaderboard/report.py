@@ -71,7 +71,7 @@ from benchsr.threats.table import GROUPS, THREATS
 
 log = logging.getLogger(__name__)
 
-SUMMARIES = (("table1", "table2", "table3", "standins"), ("adaptive", "curves", "ensemble", "variants"))
+SUMMARIES = (("table1", "table2", "table3", "standins"), ("adaptive", "curves", "ensemble", "variants", "partial"))
 """Tables that share those on the terminal."""
 
 GAP, FIGURE = 2, 6

@@ -122,6 +122,7 @@ FIXED_ATTACKS = ("fgsm", "bim", "pgd")
 
 ADAPTIVE_ATTACKS = tuple(t for t, spec in ADAPTIVE.items() if spec.kind == "attack" and t not in SWEEP)
 
+WHOLE_VARIANTS = tuple(t for t, spec in VARIANTS.items() if not spec.in_part)
 
 LAYOUTS: Mapping[str, Layout] = {
     "table1": Layout("Table 1: clean and corrupted images", ("clean", "noise", "blur")),
@@ -141,9 +142,11 @@ LAYOUTS: Mapping[str, Layout] = {
         "Beyond the paper: AutoAttack-SR, a fixed ensemble of attacks", tuple(ENSEMBLE), worst=tuple(ENSEMBLE)
     ),
     "variants": Layout(
-        "Beyond the paper: attacks with other aims and means",
-        tuple(VARIANTS),
-        worst=("pgd-median", *(t for t, spec in VARIANTS.items() if spec.kind == "attack" and not spec.in_part)),
+        "Beyond the paper: attacks with other aims and means", WHOLE_VARIANTS, worst=("pgd-median", *WHOLE_VARIANTS)
+    ),
+    "partial": Layout(
+        "Beyond the paper: one part of LR attacked, another of SR scored",
+        tuple(threat for threat in VARIANTS if threat not in WHOLE_VARIANTS),
     ),
     "curves": Layout("Beyond the paper: PGD through the median at growing eps", tuple(SWEEP)),
 }

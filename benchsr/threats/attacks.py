@@ -99,7 +99,7 @@ class GradientAttack(Attack):  # type: ignore[misc]
     draws = 1
     needs_gradient = True
     shows_itself = True
-    """Whether a step asks the model about the image itself, and not about a transformed one."""
+    """Whether a step asks the model about the image itself. Otherwise a trace holds the clean image and the result."""
 
     def __init__(
         self,
@@ -236,6 +236,8 @@ class GradientAttack(Attack):  # type: ignore[misc]
                 loss_clean = torch.stack([bound(self.answer(x, ids, noise, gradient=False)) for noise in noises]).mean(
                     0
                 )
+        if not self.shows_itself:  # losses of steps are of other images
+            losses, gains, best_step = [loss_clean, losses[-1]], [loss_clean, gains[-1]], torch.ones_like(best_step)
         trace = torch.stack(losses, dim=1)
         if not bool(torch.isfinite(trace).all()):
             raise ModelError("the model returned NaN or infinite values under attack, or its loss overflowed")

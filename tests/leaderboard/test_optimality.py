@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchsr.base.drawing import COLOURS
 from benchsr.leaderboard.flags import flags
 from benchsr.leaderboard.optimality import optimality
 from benchsr.leaderboard.report import Leaderboard, report
@@ -88,4 +89,5 @@ def test_attacks_of_one_column_have_one_size() -> None:
     for layout in LAYOUTS.values():
         assert len({load_threat(threat).ball for threat in layout.worst}) <= 1
         assert {THREATS[threat].unattacked for threat in layout.worst} <= {"clean"}
+        assert len(layout.threats) <= len(COLOURS)  # a plot tells them apart
     assert not make_tables({}, ["pgd"], {})

@@ -17,6 +17,7 @@ from benchsr.base.inference import to_8bit
 from benchsr.metrics.objective import LOSSES, Objective
 from benchsr.threats.adaptive import StrongPGD
 from benchsr.threats.attacks import PGD, GradientAttack
+from benchsr.threats.health import attack_flags
 from benchsr.threats.table import VARIANTS, load_threat
 from benchsr.threats.variants import DIMIFGSM, MIFGSM, EightBitPGD, Part, PartialPGD, Universal
 
@@ -88,6 +89,8 @@ def test_the_record_of_diverse_inputs_is_of_the_image_itself(network: nn.Module)
     result = DIMIFGSM(network, eps=EPS, steps=3, probability=1.0, objective=L1).run(lr, hr, ["a", "b"])
     torch.testing.assert_close(result.loss_clean, l1(network, lr, hr))
     torch.testing.assert_close(result.loss_attacked, l1(network, result.lr, hr))
+    assert torch.equal(result.losses, torch.stack([result.loss_clean, result.loss_attacked], dim=1))
+    assert attack_flags(result) == ["", ""]
 
 
 def test_cospgd_equals_a_reference(network: nn.Module) -> None:
