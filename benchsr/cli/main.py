@@ -228,7 +228,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], *tuple[str, ...]]] = {
         "benchsr run --protocol adaptive --models re-esrgan --defence jpeg,mrs --threats clean,pgd-eot",
         "benchsr run --dataset photos/ --out my-boards",
         "benchsr run --scale 2 --models dat-light-x2,bicubic",
-        "benchsr run --models bicubic,re-esrgan,dat-light --threats clean,pgd --transfer",
+        "benchsr run --models bicubic,re-esrgan,dat-light-x4 --threats clean,pgd --transfer",
         "benchsr run --workers 4 --cell-timeout 600",
     ),
     "list": (
