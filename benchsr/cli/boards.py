@@ -1,4 +1,4 @@
-"""Commands about leaderboards that are there: compare, export, costs."""
+"""Commands about leaderboards that are there: compare, export, costs, sensitivity."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchsr.base.files import write_atomic
-from benchsr.cli.options import MISSING, Device, Models, ProtocolName, err, out
+from benchsr.cli.options import MISSING, Device, Models, OutDir, ProtocolName, err, out
 
 
 def compare(
@@ -97,3 +97,50 @@ def costs(
         if isinstance(reason, str) and reason:
             out.print(f"{model}: {reason}", markup=False, highlight=False)
     out.print(f"Written: {board / 'costs.csv'}")
+
+
+def sensitivity(
+    models: Models = "all",
+    crop: Annotated[
+        int | None, typer.Option(help="Side of a centred LR crop. Default: the protocol's, or 24 of whole images.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first images of the data set.")] = None,
+    protocol: ProtocolName = "quick",
+    out_dir: OutDir = Path("leaderboards"),
+    device: Device = "auto",
+) -> None:
+    """Measure how far answers move with their input: the Jacobian's largest singular value, gains by frequency.
+
+    Writes sensitivity.csv into the board, image by image, then its report and plots. The same command again goes on
+    where the last one stopped. Exit code 1: some could not be measured, and why.
+    """
+    from rich.progress import track
+
+    from benchsr.base.inference import pick_device
+    from benchsr.commands.compare import board_folder
+    from benchsr.commands.report import rewrite
+    from benchsr.commands.sensitivity import measure, plan
+    from benchsr.evaluation.ledger import stored_protocol
+    from benchsr.leaderboard import read_leaderboard
+    from benchsr.leaderboard.sensitivity import digits
+    from benchsr.models.zoo import select_cards, zoo
+
+    board = board_folder(protocol, out_dir)
+    made, _ = stored_protocol(board)
+    work = plan(select_cards(models, made.scale), made, pick_device(device), crop, limit)
+    failed = 0
+    for job, why in track(measure(work, board), "Sensitivity", total=len(work.jobs), console=err):
+        if why:
+            failed += 1
+            err.print(f"failed: {job.card.id} / {job.image}: {why}", markup=False, highlight=False)
+    for model, why in work.lacking.items():
+        out.print(f"{model}: {why}", markup=False, highlight=False)
+    rewrite(protocol, out=out_dir)
+    table = Table("model", "singular value", "gain, low", "gain, high", "images", box=None, padding=(0, 1, 0, 0))
+    found = read_leaderboard(board, zoo()).sensitivities.values()
+    for s in {s.card.id: s for family in found for s in family}.values():
+        table.add_row(escape(s.card.id), digits(s.singular), digits(s.low), digits(s.high), str(s.images))
+    out.print(table, highlight=False)
+    out.print(f"Written: {board / 'sensitivity.csv'}, and report.md with its plots")
+    if failed:
+        raise typer.Exit(1)

@@ -18,7 +18,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from benchsr.base.errors import BenchsrError
-from benchsr.cli.boards import compare, costs, export
+from benchsr.cli.boards import compare, costs, export, sensitivity
 from benchsr.cli.caches import caches
 from benchsr.cli.entries import fetch, list_entries, show
 from benchsr.cli.images import attack, certify, figures, upscale
@@ -100,17 +100,23 @@ def run(
 
 def _tell(outcome: Outcome) -> None:
     """What a run came to: tables, what is missing, what failed, and where it all stands."""
-    from benchsr.leaderboard import summary
+    from benchsr.leaderboard import read_leaderboard, summary
     from benchsr.results.records import Status
+    from benchsr.results.transfers import TRANSFER
 
     for part in summary(outcome.planned, outcome.cards, out.width):
         out.print(part)
     if any(record.status is Status.UNAVAILABLE for record in outcome.planned):
         out.print(f"What is missing, and why: {outcome.folder / 'report.md'}")
+    if outcome.transferred:
+        board = read_leaderboard(outcome.folder, outcome.cards)
+        for matrix in (matrix for found in board.transfers.values() for matrix in found):
+            out.print(*matrix.sentences(board.protocol.metrics), sep="\n", markup=False, highlight=False)
     out.print(f"Leaderboard: {outcome.folder}")
     if outcome.failures:
         err.print(
             f"{len(outcome.failures)} evaluations failed; their reasons stand in {outcome.folder / 'results.csv'}"
+            + (f" and {TRANSFER}/results.csv" if outcome.transferred else "")
         )
 
 
@@ -222,7 +228,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], *tuple[str, ...]]] = {
         "benchsr run --protocol adaptive --models re-esrgan --defence jpeg,mrs --threats clean,pgd-eot",
         "benchsr run --dataset photos/ --out my-boards",
         "benchsr run --scale 2 --models dat-light-x2,bicubic",
-        "benchsr run --models bicubic,re-esrgan,dat-light --threats clean,pgd --transfer",
+        "benchsr run --models bicubic,re-esrgan,dat-light-x4 --threats clean,pgd --transfer",
         "benchsr run --workers 4 --cell-timeout 600",
     ),
     "list": (
@@ -277,6 +283,11 @@ COMMANDS: dict[str, tuple[Callable[..., None], *tuple[str, ...]]] = {
         costs,
         "benchsr costs",
         "benchsr costs --models impressionism-ntire,bicubic --lr-side 128 --device cuda",
+    ),
+    "sensitivity": (
+        sensitivity,
+        "benchsr sensitivity --models bicubic,re-esrgan",
+        "benchsr sensitivity --models all --protocol paper --crop 48 --limit 10 --device cuda",
     ),
     "site": (
         site,

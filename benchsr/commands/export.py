@@ -18,6 +18,7 @@ from benchsr.leaderboard.export import COSTS, FORMATS, PARETO, exhibit, model_pa
 from benchsr.leaderboard.plots import plot_pareto
 from benchsr.leaderboard.tables import FAMILIES, metric_groups
 from benchsr.models.zoo import zoo
+from benchsr.results.transfers import TRANSFER
 
 
 def export(name: str, form: str, board: Path, missing: bool = False) -> bytes:
@@ -36,7 +37,8 @@ def export(name: str, form: str, board: Path, missing: bool = False) -> bytes:
     try:
         return write(exhibit(read, board, name))
     except UnknownIdError:
-        tables = ", ".join([*read.tables, COSTS])
+        matrices = (f"{TRANSFER}{FAMILIES[family][0]}" for family, found in read.transfers.items() if found)
+        tables = ", ".join([*read.tables, *matrices, COSTS])
         raise UnknownIdError(f"{name!r} is no table of {board} and no model; its tables: {tables}") from None
 
 

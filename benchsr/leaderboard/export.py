@@ -18,8 +18,10 @@ from benchsr.leaderboard.flags import FLAGS
 from benchsr.leaderboard.plots import ATTACKS
 from benchsr.leaderboard.report import Leaderboard
 from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN
-from benchsr.leaderboard.tables import CardInfo, Table, expected_images, frame, show
+from benchsr.leaderboard.tables import FAMILIES, CardInfo, Table, expected_images, frame, show
+from benchsr.leaderboard.transfer import Matrix, transfer_frame
 from benchsr.metrics.quality import METRICS
+from benchsr.results.transfers import TRANSFER
 from benchsr.threats.table import THREATS
 
 COSTS = "costs"
@@ -42,10 +44,13 @@ class Exhibit:
 
 
 def exhibit(board: Leaderboard, folder: Path, name: str) -> Exhibit:
-    """A table of the board in `folder` by its name, or its costs.
+    """A table of the board in `folder` by its name, its matrix of transferred attacks, or its costs.
 
     Raises UnknownIdError for a table that the board does not have, InputError for costs that were not measured.
     """
+    families = {f"{TRANSFER}{FAMILIES[family][0]}": found for family, found in board.transfers.items() if found}
+    if name in families:
+        return _transfer(board, families[name])
     if name != COSTS:
         whole = Registry("table of this board", board.tables)[name]
         return table_exhibit(board, whole, board.shown[name])
@@ -92,6 +97,24 @@ def table_exhibit(board: Leaderboard, whole: Table, table: Table) -> Exhibit:
     caption += f" {table.derivation}" if table.derivation else ""
     heads = [(table.layout.heading(column), METRICS[metric].title) for column, metric in columns]
     return Exhibit(caption, heads, [row.card.title for row in table.rows], cells, frame(whole), frozenset(best))
+
+
+def _transfer(board: Leaderboard, found: Sequence[Matrix]) -> Exhibit:
+    metrics = board.protocol.metrics
+    cards = list({card.id: card for matrix in found for card in matrix.cards}.values())
+    heads = [(card.title, METRICS[metric].title) for card in cards for metric in metrics]
+    labels = [f"{matrix.attack} made on {source.title}" for matrix in found for source in matrix.cards]
+    cells = [
+        [show(matrix.cell(source.id, victim.id).estimate(metric), metric) for victim in cards for metric in metrics]
+        for matrix in found
+        for source in matrix.cards
+    ]
+    caption = (
+        f"Transferred attacks: rows, the model that the attack was made on; columns, the model that is scored. "
+        f"{board.protocol.title}, fingerprint {board.protocol.fingerprint[:12]}. "
+        + " ".join(words for matrix in found for words in matrix.sentences(metrics))
+    )
+    return Exhibit(caption, heads, labels, cells, transfer_frame(found, metrics))
 
 
 COST_COLUMNS: Mapping[str, tuple[str, Callable[[float], str]]] = {

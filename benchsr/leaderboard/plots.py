@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -20,6 +21,7 @@ from benchsr.base.drawing import COLOURS, GREY, GRID, MARKERS, drawn_once
 from benchsr.leaderboard.compare import LEVEL, POWER, Difference
 from benchsr.leaderboard.corruption import ERRORS, profiles
 from benchsr.leaderboard.scores import NOT_RUN, SCORED, Cell, Floats, Grid, average, interval, sign
+from benchsr.leaderboard.sensitivity import SENSITIVITY, Sensitivity
 from benchsr.leaderboard.tables import (
     FAMILIES,
     LAYOUTS,
@@ -30,6 +32,7 @@ from benchsr.leaderboard.tables import (
     family_cards,
     metric_groups,
 )
+from benchsr.leaderboard.transfer import Matrix
 from benchsr.metrics.quality import METRICS
 from benchsr.threats.table import SWEEP, THREATS
 
@@ -199,26 +202,54 @@ def plot_heat_map(
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(caption, fontsize=10)
     axes = np.atleast_1d(figure.subplots(len(metrics), 1, sharex=True))
+    cells = [[grid.get((c.id, t), NOT_RUN) for t in threats] for c in models]
     for ax, metric in zip(axes, metrics, strict=True):
-        cells = [[grid.get((c.id, t), NOT_RUN) for t in threats] for c in models]
-        values = np.array([[cell.value(metric) for cell in row] for row in cells])
-        finite = values[np.isfinite(values)]
-        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
-        # Bright is good, whatever the metric's direction.
-        way, about = sign(metric), METRICS[metric]
-        ax.imshow(way * values, cmap="cividis", aspect="auto", vmin=min(way * low, way * high))
-        middle = way * (low + high) / 2
-        for (y, x), value in np.ndenumerate(values):
-            text = "–" if np.isnan(value) else f"{value:.{about.decimals - 1}f}"
-            bright = np.isnan(value) or way * value > middle
-            style = "normal" if cells[y][x].ok else "italic"
-            ax.text(x, y, text, ha="center", va="center", fontsize=7, style=style, color="black" if bright else "white")
-        ax.set_xticks(range(len(threats)), threats, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
-        ax.set_yticks(range(len(models)), [c.title for c in models], fontsize=8)
+        _heat_panel(ax, cells, metric, [c.title for c in models], threats)
         ax.set_title(_axis_title(metric), fontsize=9)
-        ax.tick_params(length=0)
-        for edge in ax.spines.values():
-            edge.set_visible(False)
+    return figure
+
+
+def _heat_panel(
+    ax: Axes, cells: Sequence[Sequence[Cell]], metric: str, rows: Sequence[str], columns: Sequence[str]
+) -> None:
+    """Rows of cells as colours with their figures written in; bright is good, whatever the metric's direction."""
+    values = np.array([[cell.value(metric) for cell in row] for row in cells])
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    way, about = sign(metric), METRICS[metric]
+    ax.imshow(way * values, cmap="cividis", aspect="auto", vmin=min(way * low, way * high))
+    middle = way * (low + high) / 2
+    for (y, x), value in np.ndenumerate(values):
+        text = "–" if np.isnan(value) else f"{value:.{about.decimals - 1}f}"
+        bright = np.isnan(value) or way * value > middle
+        style = "normal" if cells[y][x].ok else "italic"
+        ax.text(x, y, text, ha="center", va="center", fontsize=7, style=style, color="black" if bright else "white")
+    ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    ax.set_yticks(range(len(rows)), rows, fontsize=8)
+    ax.tick_params(length=0)
+    for edge in ax.spines.values():
+        edge.set_visible(False)
+
+
+def plot_transfer(
+    family: str, found: Sequence[Matrix], protocol: LeaderboardInfo, metrics: Sequence[str] = SCORED
+) -> Figure:
+    """Sources by the models that are scored: a line of panels an attack, a panel a metric."""
+    caption = _caption(
+        f"Transferred attacks – {FAMILIES[family][1]}",
+        protocol,
+        "rows: attack made on; columns: scored; bright is good",
+    )
+    most = max(len(matrix.cards) for matrix in found)
+    size = (2.5 + len(metrics) * (1.2 + 0.5 * most), 1 + len(found) * (2 + 0.3 * most))
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(caption, fontsize=10)
+    for line, matrix in zip(figure.subplots(len(found), len(metrics), squeeze=False), found, strict=True):
+        ids = [card.id for card in matrix.cards]
+        cells = [[matrix.cell(source, victim) for victim in ids] for source in ids]
+        for k, (ax, metric) in enumerate(zip(line, metrics, strict=True)):
+            _heat_panel(ax, cells, metric, ids if k == 0 else [""] * len(ids), ids)
+            ax.set_title(f"{matrix.attack}: {_axis_title(metric)}", fontsize=9)
     return figure
 
 
@@ -433,3 +464,54 @@ def plot_pareto(
         ax.grid(color="#dddddd", linewidth=0.7)
         ax.set_axisbelow(True)
     return figure
+
+
+def plot_fourier(family: str, found: Sequence[Sensitivity], grid: Grid, protocol: LeaderboardInfo) -> Figure:
+    """Each network's mean gain at every frequency, the lowest in the middle."""
+    columns = min(len(found), 4)
+    rows = math.ceil(len(found) / columns)
+    figure = Figure(figsize=(1.5 + 2.4 * columns, 1.2 + 2.5 * rows), layout="constrained")
+    caption = _caption(f"Gain by frequency – {FAMILIES[family][1]}", protocol, "change of SR per change of LR, in l2")
+    figure.suptitle(caption, fontsize=10)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    positive = np.concatenate([s.map[s.map > 0] for s in found])
+    norm = LogNorm(max(positive.min(), positive.max() / 1000), positive.max())
+    for ax in axes[len(found) :]:
+        ax.set_axis_off()
+    for ax, one in zip(axes, found, strict=False):
+        half = (one.axis[1] - one.axis[0]) / 2 if len(one.axis) > 1 else 0.5
+        span = (one.axis[0] - half, one.axis[-1] + half)
+        drawn = ax.imshow(one.map, cmap="cividis", norm=norm, extent=(*span, *span), origin="lower")
+        ax.set_title(textwrap.fill(one.card.title, 30), fontsize=8)
+        ax.set_xticks([-0.5, 0, 0.5])
+        ax.set_yticks([-0.5, 0, 0.5])
+        ax.tick_params(labelsize=7)
+    figure.colorbar(drawn, ax=list(axes), shrink=0.8, label="gain")
+    figure.supxlabel("cycles per LR pixel; 0 is even light", fontsize=8, color=GREY)
+    return figure
+
+
+def plot_plane(family: str, found: Sequence[Sensitivity], grid: Grid, protocol: LeaderboardInfo) -> Figure | None:
+    """Perception against sensitivity: LPIPS on clean images by the largest singular value; None without both."""
+    both = [(s, grid.get((s.card.id, "clean"), NOT_RUN)) for s in found]
+    points = [(s, cell.estimate("lpips")) for s, cell in both if cell.ok and np.isfinite(cell.value("lpips"))]
+    if not points:
+        return None
+    caption = _caption(f"Perception and sensitivity – {FAMILIES[family][1]}", protocol, "95% bootstrap intervals")
+    figure, (ax,) = _models_figure(caption, [s.card for s, _ in points], linestyle="", metrics=["lpips"])
+    for k, (one, lpips) in enumerate(points):
+        colour, marker = _style(k)
+        x = one.singular
+        for xs, ys in (((x.low, x.high), (lpips.value,) * 2), ((x.value,) * 2, (lpips.low, lpips.high))):
+            ax.plot(xs, ys, color=colour, alpha=0.45, linewidth=1)
+        ax.plot(x.value, lpips.value, marker, color=colour, markersize=7)
+    ax.set_xscale("log")
+    ax.set_xlabel("largest singular value of the Jacobian", fontsize=9)
+    ax.set_ylabel(f"clean {_axis_title('lpips')}", fontsize=9)
+    ax.grid(color=GRID, linewidth=0.7)
+    ax.set_title("better: bottom left", fontsize=8, color=GREY)
+    return figure
+
+
+SENSITIVITY_PLOTS: Mapping[str, Callable[..., Figure | None]] = {SENSITIVITY: plot_plane, "fourier": plot_fourier}
+"""Plots of sensitivity.csv, by the stem of their files."""

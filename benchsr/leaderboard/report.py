@@ -6,7 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -19,7 +19,7 @@ from rich.console import RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from benchsr.base.drawing import drawn
+from benchsr.base.drawing import drawn, drawn_once
 from benchsr.base.errors import InputError
 from benchsr.base.files import write_changed
 from benchsr.base.pairs import USUAL
@@ -44,8 +44,18 @@ from benchsr.leaderboard.paper import (
     rank_correlation,
     scale_of,
 )
-from benchsr.leaderboard.plots import PLOTS, all_plots
+from benchsr.leaderboard.plots import PLOTS, SENSITIVITY_PLOTS, all_plots, plot_transfer
 from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, RESAMPLES, SCORED, Cell, Estimate, Grid, make_grid, subtract
+from benchsr.leaderboard.sensitivity import (
+    SENSITIVITY,
+    SPLIT,
+    Sensitivity,
+    digits,
+    most_sensitive,
+    read_sensitivity,
+    sensitivities,
+    unmeasured,
+)
 from benchsr.leaderboard.tables import (
     FAMILIES,
     LAYOUTS,
@@ -60,13 +70,16 @@ from benchsr.leaderboard.tables import (
     frame,
     make_tables,
     markdown,
+    metric_groups,
     notes,
     show,
 )
+from benchsr.leaderboard.transfer import Matrix, matrices, transfer_frame
 from benchsr.metrics.quality import METRICS
 from benchsr.models.zoo import defended_cards
 from benchsr.results.records import Record, Status, flat, read_results
 from benchsr.results.singles import read_singles
+from benchsr.results.transfers import TRANSFER
 from benchsr.threats.table import GROUPS, THREATS
 
 log = logging.getLogger(__name__)
@@ -90,6 +103,10 @@ class Leaderboard:
     records: Sequence[Record]
     missing: bool = False
     """Whether tables show the rows and columns that have no figures."""
+    transferred: Sequence[Record] = ()
+    """Lines of the ledger beside it: attacks made on one model and scored on others."""
+    measured: pd.DataFrame = field(default_factory=unmeasured)
+    """sensitivity.csv beside it."""
 
     @cached_property
     def grid(self) -> Grid:
@@ -236,6 +253,21 @@ class Leaderboard:
         """What is proven of smoothed models, beside what attacks have reached."""
         return Certificates(self.records)
 
+    @cached_property
+    def transfers(self) -> dict[str, list[Matrix]]:
+        """The matrices of sources and victims of each family, one for each attack."""
+        threats, images = self.protocol.threats, len(self.protocol.images)
+        return {
+            family: matrices(self.records, self.transferred, cards, threats, images)
+            for family, cards in self.families.items()
+        }
+
+    @cached_property
+    def sensitivities(self) -> dict[str, list[Sensitivity]]:
+        """How far the networks of each family move with their input, where that was measured."""
+        networks = {r.model: r.network for r in self.records if r.network}
+        return {family: sensitivities(self.measured, cards, networks) for family, cards in self.families.items()}
+
     def sandwich(self, family: str) -> Figure | None:
         """The plot of a family's certificates; None where it has none."""
         proven = self.certificates.by_model
@@ -277,19 +309,24 @@ def write_leaderboard(
     """Write everything that is derived from `records` into `folder`, each file atomically.
 
     table1, table2, table3, standins (.csv, .md, .png), the same for the compact family with "-compact", plots of whole
-    families, paper-comparison.csv, claims.csv, report.md and leaderboard.json (`protocol`). Files of tables that have
+    families, paper-comparison.csv, claims.csv, report.md and leaderboard.json (`protocol`); transfer.csv and its plots
+    of the transferred attacks that lie there, plots of what sensitivity.csv holds. Files of tables that have
     no rows any more are removed. Rows and columns without figures stand in the .csv alone, unless `missing`. Raises
     InputError for a folder that cannot be written.
     """
     ordered = sorted(records, key=lambda r: (r.model, r.threat, r.image))
-    board = Leaderboard(protocol, cards_at(protocol.scale, cards), ordered, missing)
+    board = Leaderboard(protocol, cards_at(protocol.scale, cards), ordered, missing, *_beside(folder))
     files: dict[str, str | bytes] = {}
     for name, table in board.tables.items():
         files[f"{name}.csv"] = _csv(frame(table))
         files[f"{name}.md"] = table_page(table, protocol, missing)
     figures = {f"{name}.png": content for name, content in all_plots(board.tables, board.grid, protocol, cards)}
-    figures |= dict(_sandwiches(board))
+    figures |= {f"{name}.png": content for name, content in further_plots(board)}
     files |= figures
+    for family, found in board.transfers.items():
+        if found:
+            name = f"{TRANSFER}{FAMILIES[family][0]}.csv"
+            files[name] = _csv(transfer_frame(found, protocol.metrics))
     if board.certificates.by_model:
         files["certificates.csv"] = _csv(board.certificates.frame)
     files["paper-comparison.csv"] = _csv(board.beside_paper)
@@ -297,17 +334,42 @@ def write_leaderboard(
     files["report.md"] = report(board, sorted(figures))
     files["leaderboard.json"] = json.dumps(asdict(protocol), indent=2) + "\n"
     ends = [f"{end}{suffix}" for end in ("", MORE) for suffix, _ in FAMILIES.values()]
-    stems = [f"{stem}{end}" for stem in (*LAYOUTS, *PLOTS, "sandwich", "certificates") for end in ends]
-    for stale in {f"{stem}.{kind}" for stem in stems for kind in ("csv", "md", "png")} - set(files):
+    stems = [
+        f"{stem}{end}"
+        for stem in (*LAYOUTS, *PLOTS, "sandwich", "certificates", TRANSFER, *SENSITIVITY_PLOTS)
+        for end in ends
+    ]
+    made = {f"{stem}.{kind}" for stem in stems for kind in ("csv", "md", "png")} - {f"{SENSITIVITY}.csv"}
+    for stale in made - set(files):
         (folder / stale).unlink(missing_ok=True)
     for name, content in files.items():
         write_changed(folder / name, content)
 
 
-def _sandwiches(board: Leaderboard) -> Iterator[tuple[str, bytes]]:
-    for family, (suffix, _) in FAMILIES.items():
+def further_plots(board: Leaderboard) -> Iterator[tuple[str, bytes]]:
+    """Plots of what not all boards have: (name, content)."""
+    for family in board.families:
+        suffix = FAMILIES[family][0]
         if figure := board.sandwich(family):
-            yield f"sandwich{suffix}.png", drawn(figure)
+            yield f"sandwich{suffix}", drawn(figure)
+        if crossed := board.transfers[family]:
+            for end, metrics in metric_groups(board.protocol.metrics).items():
+                inputs = (family, crossed, board.protocol, metrics)
+                yield f"{TRANSFER}{end}{suffix}", drawn_once(plot_transfer, *inputs)
+        if moved := board.sensitivities[family]:
+            clean = {pair: cell for pair, cell in board.grid.items() if pair[1] == "clean"}
+            for name, plot in SENSITIVITY_PLOTS.items():
+                if content := drawn_once(plot, family, moved, clean, board.protocol):
+                    yield f"{name}{suffix}", content
+
+
+def _beside(folder: Path) -> tuple[list[Record], pd.DataFrame]:
+    """What lies with the board in `folder`: lines about transferred attacks, and sensitivity.csv."""
+    path = folder / TRANSFER / "results.csv"
+    records, problems = read_results(path) if path.exists() else ([], [])
+    for problem in problems:
+        log.warning("%s: %s", path, problem)
+    return records, read_sensitivity(folder)
 
 
 def read_leaderboard(folder: Path, cards: Mapping[str, CardInfo]) -> Leaderboard:
@@ -326,7 +388,7 @@ def read_leaderboard(folder: Path, cards: Mapping[str, CardInfo]) -> Leaderboard
     singles = read_singles(folder / "singles.csv")
     records = [replace(r, singles=singles.get(r.key)) for r in records]
     known = {**cards, **defended_cards(r.model for r in records)}
-    return Leaderboard(protocol, cards_at(protocol.scale, known), records)
+    return Leaderboard(protocol, cards_at(protocol.scale, known), records, False, *_beside(folder))
 
 
 def table_page(table: Table, protocol: LeaderboardInfo, missing: bool = False) -> str:
@@ -399,6 +461,7 @@ def _csv(data: pd.DataFrame) -> str:
 def _render(template: str, **values: object) -> str:
     environment = templates("benchsr.leaderboard")
     environment.filters |= {"markdown": markdown, "notes": notes, "blanks": blanks}
+    environment.filters |= {"digits": digits, "most_sensitive": most_sensitive}
     environment.filters |= {"show": show, "label": lambda m: METRICS[m].label}
     environment.globals |= {
         "families": FAMILIES,
@@ -411,6 +474,7 @@ def _render(template: str, **values: object) -> str:
         "flag_texts": FLAGS,
         "defences": DEFENCES,
         "errors": ERRORS,
+        "split": SPLIT,
         "markdown_table": markdown_table,
         "resamples": RESAMPLES,
         "confidence": f"{CONFIDENCE:.0%}",

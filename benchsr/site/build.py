@@ -26,8 +26,9 @@ from benchsr.leaderboard.export import COST_COLUMNS, COSTS, PARETO, cost_caption
 from benchsr.leaderboard.flags import FLAGS, flags
 from benchsr.leaderboard.headline import METRIC, Headline
 from benchsr.leaderboard.paper import judge_printed
-from benchsr.leaderboard.plots import PLOTS
+from benchsr.leaderboard.plots import PLOTS, SENSITIVITY_PLOTS
 from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, SCORED, Cell, Estimate, sign
+from benchsr.leaderboard.sensitivity import SENSITIVITY, SPLIT, digits, most_sensitive
 from benchsr.leaderboard.tables import (
     AVERAGE,
     DERIVED,
@@ -43,10 +44,14 @@ from benchsr.leaderboard.tables import (
 )
 from benchsr.metrics.quality import METRICS, Metric
 from benchsr.models.zoo import zoo
+from benchsr.results.transfers import TRANSFER
 from benchsr.site.curves import CURVE, SIZE, Panel, panels
 from benchsr.site.explorer import PICTURES, copy_figures
 from benchsr.threats.severities import KINDS
 from benchsr.threats.table import THREATS
+
+APART = ("sandwich", TRANSFER, *SENSITIVITY_PLOTS)
+"""Stems of plots that stand in a section of their own."""
 
 TALLEST = 3.0
 """Corruption error, relative to bicubic's, at which the bars of a profile are cut."""
@@ -257,7 +262,11 @@ def build_site(leaderboards: Path, out: Path) -> list[Path]:
     copied = {board.protocol.id: copy_figures(folder, board, out) for folder, board in boards.items()}
     figures = {name: found for name, found in copied.items() if found}
     for folder, board in boards.items():
-        write_atomic(out / "data" / f"{board.protocol.id}.csv", (folder / "results.csv").read_bytes())
+        data = {"": folder / "results.csv", f"-{TRANSFER}": folder / TRANSFER / "results.csv"}
+        data[f"-{SENSITIVITY}"] = folder / f"{SENSITIVITY}.csv"
+        for end, file in data.items():
+            if file.exists():
+                write_changed(out / "data" / f"{board.protocol.id}{end}.csv", file.read_bytes())
     environment = _environment()
     shown = {"boards": list(boards.values()), "sheets": sheets, "plots": plots, "figures": figures}
     shown |= {"costs": {board.protocol.id: _costs(folder, out, board) for folder, board in boards.items()}}
@@ -300,6 +309,14 @@ def serve_site(folder: Path, port: int = 8000) -> None:
         server.serve_forever()
 
 
+def _stem(path: str) -> str:
+    """What a plot is of, by its file: LAYOUTS, PLOTS, APART."""
+    name = Path(path).stem
+    for suffix in (*(suffix for suffix, _ in FAMILIES.values()), MORE):
+        name = name.removesuffix(suffix)
+    return name
+
+
 def _title_of(threat: str) -> str:
     return THREATS[threat].title
 
@@ -308,10 +325,13 @@ def _environment() -> Environment:
     environment = templates("benchsr.site", is_html=True)
     environment.filters |= {"notes": notes, "describe": _describe, "show": show, "shown": _shown, "scale": Scale.of}
     environment.filters |= {"title_of": _title_of, "explained": _explained}
+    environment.filters |= {"digits": digits, "most_sensitive": most_sensitive, "stem": _stem}
     environment.globals |= {
         "errors": ERRORS,
         "kinds": KINDS,
         "tallest": TALLEST,
+        "apart": APART,
+        "split": SPLIT,
         "panel": SIZE,
         "pictures": PICTURES,
         "families": FAMILIES,
@@ -344,7 +364,7 @@ def _describe(value: object) -> str:
 def _copy_plots(folder: Path, board: Leaderboard, out: Path) -> Iterator[tuple[str, str]]:
     """Copy the plots that stand beside the leaderboard's report; yields (family, path from the page)."""
     for family, (suffix, _) in FAMILIES.items():
-        for stem in ("sandwich", *PLOTS, *LAYOUTS, PARETO):
+        for stem in (*APART, *PLOTS, *LAYOUTS, PARETO):
             for source in (folder / f"{stem}{end}{suffix}.png" for end in ("", MORE)):
                 if source.exists():
                     path = f"plots/{board.protocol.id}/{source.name}"
