@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchsr.leaderboard.scores import NOT_RUN, SCORED, SIGN, Cell, Estimate, Grid, subtract, worst
+import numpy as np
+
+from benchsr.leaderboard.scores import NOT_RUN, Cell, Estimate, Grid, sign, subtract, worst
 from benchsr.leaderboard.tables import LAYOUTS, CardInfo
 from benchsr.models.zoo import BEHIND
 
@@ -51,8 +53,7 @@ EFFECTS = {1: "helps", 0: "makes no certain difference", -1: "harms"}
 
 def effect(difference: Estimate, metric: str) -> str:
     """Whether a difference speaks for or against smoothing with its whole interval."""
-    sign = SIGN[SCORED.index(metric)]
-    low, high = sorted((sign * difference.low, sign * difference.high))
+    low, high = sorted((sign(metric) * difference.low, sign(metric) * difference.high))
     return EFFECTS[int(low > 0) - int(high < 0)]
 
 
@@ -68,7 +69,9 @@ def contrasts(grid: Grid, cards: Mapping[str, CardInfo]) -> list[Contrast]:
 
 
 def helps(found: Sequence[Contrast], cards: Mapping[str, CardInfo]) -> list[Help]:
-    """Each smoothed model beside its own network without smoothing, by every metric, where both are complete."""
+    """Each smoothed model beside its own network without smoothing, by every metric that both have figures of, where
+    both are complete.
+    """
     made = []
     for smoothed in found:
         for plain in found:
@@ -76,7 +79,8 @@ def helps(found: Sequence[Contrast], cards: Mapping[str, CardInfo]) -> list[Help
             if pair and root_card(smoothed.card, cards) == root_card(plain.card, cards):
                 gains = [subtract(getattr(smoothed, name), getattr(plain, name)) for name in ("fixed", "adaptive")]
                 if all(gain.ok for gain in gains):
-                    made += [Help(smoothed.card, plain.card, m, *(gain.estimate(m) for gain in gains)) for m in SCORED]
+                    metrics = [m for m in gains[0].metrics if not any(np.isnan(gain.value(m)) for gain in gains)]
+                    made += [Help(smoothed.card, plain.card, m, *(gain.estimate(m) for gain in gains)) for m in metrics]
     return made
 
 

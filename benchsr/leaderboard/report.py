@@ -45,7 +45,7 @@ from benchsr.leaderboard.paper import (
     scale_of,
 )
 from benchsr.leaderboard.plots import PLOTS, SENSITIVITY_PLOTS, all_plots, plot_transfer
-from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, RESAMPLES, SCORED, Cell, Estimate, Grid, make_grid, subtract
+from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, RESAMPLES, Cell, Estimate, Grid, brief, make_grid, subtract
 from benchsr.leaderboard.sensitivity import (
     SENSITIVITY,
     SPLIT,
@@ -77,7 +77,7 @@ from benchsr.leaderboard.tables import (
 from benchsr.leaderboard.transfer import Matrix, matrices, transfer_frame
 from benchsr.metrics.quality import METRICS
 from benchsr.models.zoo import defended_cards
-from benchsr.results.records import Record, Status, flat, read_results
+from benchsr.results.records import Record, Status, flat, metrics_of, read_results
 from benchsr.results.singles import read_singles
 from benchsr.results.transfers import TRANSFER
 from benchsr.threats.table import GROUPS, THREATS
@@ -88,7 +88,7 @@ SUMMARIES = (("table1", "table2", "table3", "standins"), ("adaptive", "curves", 
 """Tables that share those on the terminal."""
 
 GAP, FIGURE = 2, 6
-"""Characters between the terminal's columns, and of a figure there."""
+"""Characters between the terminal's columns, and of a figure there at the least."""
 
 CHANGES = (("noise", "clean"), ("pgd", "clean"), ("pgd", "noise"))
 """Pairs of threats whose paired difference the report gives for each model."""
@@ -403,33 +403,45 @@ def report(board: Leaderboard, plots: Sequence[str]) -> str:
 
 
 def summary(records: Sequence[Record], cards: Mapping[str, CardInfo], width: int = 80) -> Iterator[RenderableType]:
-    """The terminal's tables of `width` characters at most, and words about them: PSNR (dB) above LPIPS, means over
+    """The terminal's tables of `width` characters at most, and words about them: metrics below each other, means over
     images, an asterisk where images are missing. Each family has its own, of as many threats as fit; ids stay whole.
     """
     scored = [r for r in records if r.status is Status.OK]
     expected = {t: len({r.image for r in records if r.threat == t}) for t in {r.threat for r in scored}}
     grid, named = make_grid(records, expected), {r.threat for r in records}
+    metrics = brief(metrics_of(scored))
+    figures = {pair: _brief(cell, metrics) for pair, cell in grid.items()}
     for family, (_, name) in FAMILIES.items():
         members = [card for card in family_cards(family, grid, cards) if any(model == card.id for model, _ in grid)]
         shown = [card for card in members if any(grid[key].n for key in grid if key[0] == card.id)]
         if shown:
-            yield Text(f"{name[0].upper()}{name[1:]}: PSNR in dB above LPIPS, image means")
+            titles = " above ".join(
+                METRICS[m].title + f" in {METRICS[m].unit}" * bool(METRICS[m].unit) for m in metrics
+            )
+            yield Text(f"{name[0].upper()}{name[1:]}: {titles}, image means")
         for group in SUMMARIES:
             threats = [t for layout in group for t in LAYOUTS[layout].threats if t in expected]
             rows = [card.id for card in shown if any(grid.get((card.id, t), NOT_RUN).n for t in threats)]
-            for part in _fitting(threats, max(map(len, rows), default=0), width):
-                yield _brief_table(part, rows, grid)
+            wide = {
+                t: max(len(t), FIGURE, *(len(line) for m in rows for line in figures.get((m, t), "").splitlines()))
+                for t in threats
+                if rows
+            }
+            for part in _fitting(wide, max(map(len, rows), default=0), width):
+                yield _brief_table(part, rows, figures)
                 yield Text()
         asked = [t for group in SUMMARIES for layout in group for t in LAYOUTS[layout].threats if t in named]
         for line in blanks([(card, {t: grid.get((card.id, t), NOT_RUN) for t in asked}) for card in members]):
             yield Text(f"{line}\n")
 
 
-def _fitting(threats: Sequence[str], label: int, width: int) -> Iterator[list[str]]:
-    """Cut `threats` into as few parts as fit into `width` beside a label of `label` characters, one at the least."""
+def _fitting(threats: Mapping[str, int], label: int, width: int) -> Iterator[list[str]]:
+    """Cut `threats`, with the widths of their columns, into as few parts as fit into `width` beside a label of `label`
+    characters, one threat at the least.
+    """
     part: list[str] = []
     for threat in threats:
-        if part and label + sum(GAP + max(len(t), FIGURE) for t in [*part, threat]) > width:
+        if part and label + sum(GAP + threats[t] for t in [*part, threat]) > width:
             yield part
             part = []
         part.append(threat)
@@ -437,21 +449,22 @@ def _fitting(threats: Sequence[str], label: int, width: int) -> Iterator[list[st
         yield part
 
 
-def _brief_table(threats: Sequence[str], models: Sequence[str], grid: Grid) -> RichTable:
+def _brief_table(threats: Sequence[str], models: Sequence[str], figures: Mapping[tuple[str, str], str]) -> RichTable:
     table = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("model", no_wrap=True)
     for threat in threats:
         table.add_column(threat, justify="right", no_wrap=True)
     for model in models:
-        table.add_row(Text(model), *(_brief(grid.get((model, threat), NOT_RUN)) for threat in threats))
+        table.add_row(Text(model), *(figures.get((model, threat), "–") for threat in threats))
     return table
 
 
-def _brief(cell: Cell) -> str:
+def _brief(cell: Cell, metrics: Sequence[str]) -> str:
+    """A cell's figures, one a line; the first is marked where images are missing."""
     if not cell.n:
         return "–"
-    psnr, lpips = ("–" if np.isnan(v := cell.value(m)) else METRICS[m].shown(v) for m in ("psnr", "lpips"))
-    return f"{psnr}{'' if cell.ok else '*'}\n{lpips}"
+    first, *rest = ("–" if np.isnan(v := cell.value(m)) else METRICS[m].shown(v) for m in metrics)
+    return "\n".join([first + "*" * (not cell.ok), *rest])
 
 
 def _csv(data: pd.DataFrame) -> str:
@@ -462,12 +475,12 @@ def _render(template: str, **values: object) -> str:
     environment = templates("benchsr.leaderboard")
     environment.filters |= {"markdown": markdown, "notes": notes, "blanks": blanks}
     environment.filters |= {"digits": digits, "most_sensitive": most_sensitive}
-    environment.filters |= {"show": show, "label": lambda m: METRICS[m].label}
+    environment.filters |= {"show": show, "label": lambda m: METRICS[m].label, "brief": brief}
     environment.globals |= {
         "families": FAMILIES,
         "more": MORE,
         "layouts": LAYOUTS,
-        "metrics": {name: METRICS[name] for name in SCORED},
+        "metrics": METRICS,
         "threats": THREATS,
         "changes": CHANGES,
         "verdicts": list(Verdict),

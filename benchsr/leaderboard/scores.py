@@ -31,6 +31,12 @@ def sign(metric: str) -> float:
     return 1.0 if METRICS[metric].higher_is_better else -1.0
 
 
+def brief(metrics: Iterable[str]) -> list[str]:
+    """The metrics that short tables show: SSIM, which goes with PSNR, is left out where there are others."""
+    found = list(metrics)
+    return [metric for metric in found if metric != "ssim"] or found
+
+
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 

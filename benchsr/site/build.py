@@ -377,7 +377,7 @@ def _curves(model: str, sheets: Sequence[Sheet]) -> Iterator[tuple[Sheet, list[P
     for sheet in sheets:
         cells = {row.card.id: [sheet.board.grid.get((row.card.id, t), NOT_RUN) for t in CURVE] for row in sheet.rows}
         if model in cells and sum(cell.ok for cell in cells[model]) > 1:
-            yield sheet, list(panels(model, cells))
+            yield sheet, list(panels(model, cells, sheet.board.protocol.metrics))
 
 
 def _costs(folder: Path, out: Path, board: Leaderboard) -> dict[str, object] | None:

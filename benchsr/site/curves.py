@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from benchsr.leaderboard.scores import SCORED, Cell
+from benchsr.leaderboard.scores import Cell
 from benchsr.leaderboard.tables import LAYOUTS
 from benchsr.metrics.quality import METRICS
 from benchsr.threats.table import THREATS
@@ -36,15 +36,15 @@ class Panel:
     others: Sequence[str]
 
 
-def panels(model: str, cells: Mapping[str, Sequence[Cell]]) -> Iterator[Panel]:
-    """A panel for each of the paper's metrics; `cells` holds for each model one cell for each threat of CURVE.
+def panels(model: str, cells: Mapping[str, Sequence[Cell]], metrics: Sequence[str]) -> Iterator[Panel]:
+    """A panel for each of `metrics` that has a figure; `cells` holds for each model one cell for each threat of CURVE.
 
     Incomplete cells are left out. Radii double from one threat to the next and stand at equal distances.
     """
     eps = [f"{255 * float(THREATS[threat].defaults.get('eps', 0.0)):g}" for threat in CURVE]
     width, height = SIZE
     across = [width * i / (len(CURVE) - 1) for i in range(len(CURVE))]
-    for metric in SCORED:
+    for metric in metrics:
         lines = {
             name: [(x, cell.estimate(metric)) for x, cell in zip(across, row, strict=True) if cell.ok]
             for name, row in cells.items()
@@ -53,6 +53,8 @@ def panels(model: str, cells: Mapping[str, Sequence[Cell]]) -> Iterator[Panel]:
             v for name, line in lines.items() for _, e in line for v in (e.value, *((e.low, e.high) * (name == model)))
         ]
         finite = [v for v in ends if np.isfinite(v)]
+        if not finite:
+            continue
         levels = [float(level) for level in MaxNLocator(4).tick_values(min(finite), max(finite))]
 
         def points(pairs: Sequence[tuple[float, float]], low: float = levels[0], high: float = levels[-1]) -> str:

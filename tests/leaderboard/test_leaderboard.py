@@ -625,6 +625,22 @@ def test_terminal_tables() -> None:
     assert text.count("PSNR in dB") == 2
 
 
+def test_terminal_tables_follow_the_metrics() -> None:
+    more = {"psnr-y": 1234.567, "dists": 0.125}
+    records = [replace(r, scores={**r.scores, **more}) for t in THREATS for r in row("bicubic", t, (20, 21, 22))]
+    lines = printed(records, known := cards("bicubic", "esrgan"), 100)
+    assert lines[0].endswith("PSNR in dB above LPIPS above PSNR-Y in dB above DISTS, image means")
+    assert [line.split()[-1] for line in lines[3:7]] == ["21.00", "0.250", "1234.57", "0.125"]
+    assert max(map(len, lines)) <= 100
+    alone = [replace(r, scores={"ssim": 0.5}) for r in records]
+    assert printed(alone, known)[0].endswith("networks: SSIM, image means")
+
+
+def test_a_family_without_figures_has_no_table_on_the_terminal() -> None:
+    lines = printed(row("compact-a", "clean", (20, 21, 22)), cards("compact-a", "esrgan"))
+    assert [line for line in lines if line.startswith("model")] == ["model      clean"]
+
+
 @pytest.mark.parametrize("width", [80, 200])
 def test_terminal_tables_keep_ids_whole(width: int) -> None:
     """At 80 columns and at 200: every id of the zoo and of the threats on one line, and no line too long."""

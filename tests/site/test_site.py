@@ -22,13 +22,14 @@ from benchsr.base.registry import Registry
 from benchsr.commands.costs import Costs
 from benchsr.commands.export import write_costs
 from benchsr.leaderboard import LeaderboardInfo
+from benchsr.leaderboard.scores import make_cell
 from benchsr.leaderboard.tables import LAYOUTS
 from benchsr.metrics.quality import METRICS
 from benchsr.models.cards import Card
 from benchsr.models.zoo import zoo
 from benchsr.results.records import Record, Status, write_results
 from benchsr.site import build_site
-from benchsr.site.curves import CURVE
+from benchsr.site.curves import CURVE, panels
 from benchsr.threats.table import FIXED, THREATS
 
 IMAGES = ("astronaut", "chelsea", "coffee", "rocket")
@@ -309,6 +310,18 @@ def test_the_page_asks_nothing_of_the_network_and_links_lead_somewhere(site: Pat
                 assert address.startswith("https://") or (page.parent / address).is_file(), (page, address)
         assert not re.findall(r'<(?:link|script|img|source)[^>]+(?:src|href)="https?:', text)
         assert "@import" not in text
+
+
+@pytest.mark.parametrize("metrics", [["psnr"], ["psnr", "dists", "lpips", "ssim", "psnr-y"]])
+def test_a_curve_has_a_panel_for_each_metric_with_figures(metrics: list[str]) -> None:
+    scored = [
+        Record("p", "d", "m", t, "i", Status.OK, scores=dict.fromkeys(metrics, 0.5 + i)) for i, t in enumerate(CURVE)
+    ]
+    cells = {"m": [make_cell([record], 1) for record in scored]}
+    drawn = list(panels("m", cells, [*metrics, "ms-ssim"]))
+    assert [panel.title for panel in drawn] == [METRICS[metric].label for metric in metrics]
+    assert len(drawn[0].own.split()) == len(CURVE)
+    assert {panel.own for panel in drawn} == {drawn[0].own}
 
 
 def test_a_model_with_results_at_growing_eps_gets_its_curve(site: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from benchsr.commands.run import evaluate
 from benchsr.defences.smoothing import smooth
 from benchsr.evaluation.options import RunOptions
 from benchsr.evaluation.protocol import Protocol, load_protocol
+from benchsr.leaderboard import Leaderboard, LeaderboardInfo
 from benchsr.leaderboard.contrasts import contrasts, effect, helps
+from benchsr.leaderboard.report import report
 from benchsr.leaderboard.scores import Estimate, make_grid
 from benchsr.leaderboard.tables import ADAPTIVE_ATTACKS, FIXED_ATTACKS
 from benchsr.metrics.objective import Objective
@@ -25,7 +28,7 @@ from benchsr.models.cards import Card
 from benchsr.results.records import Record, Status
 from benchsr.threats.adaptive import APGD, Square, StrongPGD
 from benchsr.threats.attacks import PGD
-from benchsr.threats.table import ADAPTIVE, SWEEP, THREATS, load_threat
+from benchsr.threats.table import ADAPTIVE, GROUPS, SWEEP, THREATS, load_threat
 
 L1 = Objective(l1_weight=1.0, perceptual_weight=0.0)
 EPS = 8 / 255
@@ -256,6 +259,26 @@ def test_whether_smoothing_still_helps_is_said_in_words(name: str) -> None:
     assert said["ssim"].words == "makes no certain difference, under the paper's attacks as under adaptive ones"
 
 
+def test_what_is_said_of_worst_cases_follows_the_metrics_of_the_board() -> None:
+    """Lower is better for DISTS: its worst is the largest. A report has a row, and a column, for each metric."""
+    threats = (*FIXED_ATTACKS, *ADAPTIVE_ATTACKS, *GROUPS["autoattack-sr"])
+    cards = {c.id: c for c in (card("plain"), card("soft", "plain", 0.05))}
+    made = [
+        replace(r, scores={"psnr": r.scores["psnr"], "dists": 1 - r.scores["psnr"] / 40})
+        for r in rows("plain", dict.fromkeys(threats, 20.0) | {"pgd": 18.0})
+        + rows("soft", dict.fromkeys(threats, 24.0) | {"pgd": 22.0})
+    ]
+    info = LeaderboardInfo("p", "P", "0" * 64, (), threats, [f"i{i}" for i in range(6)], ("psnr", "dists"))
+    board = Leaderboard(info, cards, made)
+    plain = next(c for c in board.contrasts if c.card.id == "plain")
+    assert plain.fixed.value("dists") == pytest.approx(1 - 18.025 / 40)
+    assert {h.metric: h.words for h in board.helps} == {"psnr": "still helps", "dists": "still helps"}
+    text = report(board, [])
+    assert "| Plain | DISTS | 0.549 [" in text
+    assert "by DISTS: smoothing still helps" in text
+    assert "| Model | Attack | PSNR | DISTS |\n" in text
+
+
 def test_an_interval_that_holds_zero_decides_nothing() -> None:
     assert effect(Estimate(0.1, -0.2, 0.4), "psnr") == "makes no certain difference"
     assert effect(Estimate(-0.1, -0.2, -0.05), "lpips") == "helps"
@@ -296,7 +319,7 @@ def test_the_protocol_runs_on_a_smoothed_model_and_its_network(tmp_path: Path, m
         assert len({(r.scores["psnr"], r.loss_attacked) for r in knowing}) == 3
         assert knowing[0].loss_attacked == same[0].loss_attacked  # one attack on one network
         assert knowing[0].scores != same[0].scores
-    report = (outcome.folder / "report.md").read_text()
-    assert "Does smoothing still help?" in report
-    assert "## Health of the attacks" in report
+    written = (outcome.folder / "report.md").read_text()
+    assert "Does smoothing still help?" in written
+    assert "## Health of the attacks" in written
     assert (outcome.folder / "robustness-curves-compact.png").exists()
