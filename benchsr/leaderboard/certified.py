@@ -8,6 +8,7 @@ nobody's to attack, and stands alone.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -351,7 +352,8 @@ def plot_sandwich(models: Sequence[tuple[str, Sequence[Certified]]], caption: st
                 ax.set_axis_off()
                 continue
             _sandwich(ax, by_name[name])
-            ax.set_title(f"{title}\n{by_name[name].statement.of}\n{by_name[name].conditions}", fontsize=6.5)
+            said = (title, by_name[name].statement.of, by_name[name].conditions)
+            ax.set_title("\n".join(textwrap.fill(line, 64) for line in said), fontsize=6.5)
     return figure
 
 
@@ -365,7 +367,8 @@ def _sandwich(ax: Axes, c: Certified) -> None:
     if reached:
         ax.plot(*zip(*reached, strict=True), "o-", color=COLOURS[1], markersize=4, label="attacked: reached by one")
     ax.axvspan(edge, max(L2_SWEEP.values()), color="#eeeeee", zorder=0)
-    ax.text(edge, 0.02, f" vacuous from {edge:.3g} on", transform=ax.get_xaxis_transform(), fontsize=7, color=GREY)
+    word = f"vacuous from {edge:.3g} on"
+    ax.text(0.98, 0.5, word, transform=ax.transAxes, fontsize=7, color=GREY, rotation=90, ha="right", va="center")
     ax.set_xscale("symlog", base=2, linthresh=min(L2_SWEEP.values()))
     ticks = [0.0, *L2_SWEEP.values()][:-1]  # the last two radii lie too close for two labels
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks], fontsize=7)
