@@ -483,10 +483,11 @@ def plot_fourier(family: str, found: Sequence[Sensitivity], grid: Grid, protocol
         span = (one.axis[0] - half, one.axis[-1] + half)
         drawn = ax.imshow(one.map, cmap="cividis", norm=norm, extent=(*span, *span), origin="lower")
         ax.set_title(textwrap.fill(one.card.title, 30), fontsize=8)
-        ax.set_xticks([-0.5, 0, 0.5])
-        ax.set_yticks([-0.5, 0, 0.5])
+        ax.set_xticks([-0.4, 0, 0.4])
+        ax.set_yticks([-0.4, 0, 0.4])
         ax.tick_params(labelsize=7)
-    figure.colorbar(drawn, ax=list(axes), shrink=0.8, label="gain")
+    bar = figure.colorbar(drawn, ax=list(axes), shrink=0.8, label="gain", format="%g")
+    bar.ax.yaxis.set_minor_formatter("{x:g}")
     figure.supxlabel("cycles per LR pixel; 0 is even light", fontsize=8, color=GREY)
     return figure
 
@@ -505,7 +506,8 @@ def plot_plane(family: str, found: Sequence[Sensitivity], grid: Grid, protocol: 
         for xs, ys in (((x.low, x.high), (lpips.value,) * 2), ((x.value,) * 2, (lpips.low, lpips.high))):
             ax.plot(xs, ys, color=colour, alpha=0.45, linewidth=1)
         ax.plot(x.value, lpips.value, marker, color=colour, markersize=7)
-    ax.set_xscale("log")
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter("{x:g}")
     ax.set_xlabel("largest singular value of the Jacobian", fontsize=9)
     ax.set_ylabel(f"clean {_axis_title('lpips')}", fontsize=9)
     ax.grid(color=GRID, linewidth=0.7)
