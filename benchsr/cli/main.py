@@ -17,7 +17,7 @@ import typer
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from benchsr.base.errors import BenchsrError
+from benchsr.base.errors import BenchsrError, InputError
 from benchsr.cli.boards import compare, costs, export, sensitivity
 from benchsr.cli.caches import caches
 from benchsr.cli.entries import fetch, list_entries, show
@@ -141,6 +141,8 @@ def report(
     from benchsr.results.drift import check as drifted
     from benchsr.results.drift import issue
 
+    if issue_file and not check:
+        raise InputError("--issue goes with --check: it tells of figures that moved since an older leaderboard")
     folder = rewrite(protocol, dataset, out_dir, missing)
     out.print(f"Leaderboard: {folder}")
     if check is not None:

@@ -76,6 +76,7 @@ def test_exit_code_1_when_an_evaluation_failed(toy: Path, monkeypatch: pytest.Mo
         ("fetch bicubic --from photos", "bicubic is a model"),
         ("run --models bicubic --dataset set5+set14", "`benchsr fetch set5`"),
         ("report --out nowhere", "benchsr run"),
+        ("report --issue moved.md", "--issue goes with --check"),
         ("upscale absent.png --model bicubic", "absent.png"),
         ("attack photos/photo0.png --model bicubic --set epsilon=1", "eps"),
         ("attack photos/photo0.png --model bicubic --set perceptual_net=x", "must be one of vgg16, vgg19; got 'x'"),

@@ -86,8 +86,11 @@ def test_report_check_fails_loudly_and_names_the_cell(folder: Path) -> None:
     toy = protocol(folder, photos(folder / "photos"))
     for name in ("fresh", "committed"):
         evaluate("bicubic", "clean,noise", toy, RunOptions(out=folder / name, device="cpu"))
-    command = ["report", "--protocol", str(toy), "--out", "fresh", "--check", "committed"]
-    assert CliRunner().invoke(app, command).exit_code == 0
+    command = ["report", "--protocol", str(toy), "--out", "fresh", "--check", "committed", "--issue", "moved.md"]
+    answer = CliRunner().invoke(app, command)
+    assert answer.exit_code == 0
+    assert "0 figures moved, 0 are new" in answer.output  # the nightly workflow looks for the end
+    assert not (folder / "moved.md").exists()
     results = folder / "committed" / "toy" / "results.csv"
     records, _ = read_results(results)
     write_results(results, [changed(r, psnr=r.scores["psnr"] + 1) if r.threat == "noise" else r for r in records])
@@ -95,3 +98,4 @@ def test_report_check_fails_loudly_and_names_the_cell(folder: Path) -> None:
     assert answer.exit_code == 1
     assert "bicubic / noise / psnr" in answer.output
     assert "clean" not in answer.output
+    assert "| `bicubic` | `noise` | `psnr` |" in (folder / "moved.md").read_text()
