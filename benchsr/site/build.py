@@ -326,6 +326,7 @@ def _environment() -> Environment:
     environment.filters |= {"notes": notes, "describe": _describe, "show": show, "shown": _shown, "scale": Scale.of}
     environment.filters |= {"title_of": _title_of, "explained": _explained}
     environment.filters |= {"digits": digits, "most_sensitive": most_sensitive, "stem": _stem}
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.globals |= {
         "errors": ERRORS,
         "kinds": KINDS,

@@ -392,6 +392,7 @@ def browser() -> Iterator[Any]:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
         try:
+            found.set_script_timeout(120)  # of axe, on a busy machine
             found.execute_cdp_cmd("Network.enable", {})
             offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
             found.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
@@ -455,7 +456,7 @@ def test_in_a_browser_everything_works_from_a_file_without_network(site: Path, b
     choose(browser, "missing", "off")
     assert len(shown(browser)) == 6
     choose(browser, "metric", "lpips")
-    assert browser.execute_script(count) == 4
+    assert browser.execute_script(count) == 5
     choose(browser, "threats", "pgd")
     assert browser.execute_script(count) == 1
     choose(browser, "family", "compact")
@@ -521,17 +522,54 @@ def test_in_a_browser_the_slider_moves_and_pictures_change(site: Path, browser: 
     assert browser.get_log("browser") == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_in_a_browser_pages_fit_phone_and_desktop(site: Path, browser: Any, width: int, scheme: str) -> None:
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+def at_size(browser: Any, width: int, scheme: str) -> None:
+    """The window of a desktop or phone, light or dark."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    for page in ("index.html", "models/certsr.html", "models/hostile.html"):
-        browser.get((site / page).as_uri())
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-        paper = browser.execute_script("return getComputedStyle(document.documentElement).backgroundColor")
-        assert (sum(map(int, re.findall(r"\d+", paper)[:3])) > 384) == (scheme == "light")
+
+
+SIZES = pytest.mark.parametrize(("width", "scheme"), [(w, s) for w in (390, 1400) for s in ("light", "dark")])
+
+
+@pytest.mark.slow
+@SIZES
+def test_in_a_browser_the_first_screen_answers_without_scrolling(
+    site: Path, browser: Any, width: int, scheme: str
+) -> None:
+    at_size(browser, width, scheme)
+    browser.get((site / "index.html").as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    inside = """
+        const seen = (element) => { const { top, bottom, width } = element.getBoundingClientRect();
+                                    return width > 0 && top >= 0 && bottom <= innerHeight; };
+        return [...document.querySelectorAll(arguments[0])].filter(seen).map((element) => element.textContent);
+    """
+    answers = browser.execute_script(inside, ".headline .answer, .headline .power")
+    assert len(answers) == 2
+    assert "keeps most of 4 networks" in answers[0]
+    assert "images can show no difference" in answers[1]  # of four
+    rows = browser.execute_script(inside, ".ranking tbody tr")
+    assert len(rows) >= (3 if width < 500 else 5)
+    assert not browser.execute_script(inside, ".absent, .none")
+    paper = browser.execute_script("return getComputedStyle(document.documentElement).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", paper)[:3])) > 384) == (scheme == "light")
     assert browser.get_log("browser") == []
+
+
+@pytest.mark.slow
+@SIZES
+@pytest.mark.parametrize("page", ["index.html", "models/certsr.html", "models/hostile.html"])
+def test_in_a_browser_nothing_keeps_anybody_out(site: Path, browser: Any, page: str, width: int, scheme: str) -> None:
+    axe = Path(pytest.importorskip("axe_core_python").__file__).parent / "axe.min.js"
+    at_size(browser, width, scheme)
+    browser.get((site / page).as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    browser.execute_script(axe.read_text())
+    found = browser.execute_async_script("""
+        const done = arguments[0];
+        axe.run({preload: false}).then(({ violations }) => done(violations.map(({ id, nodes }) =>
+            [id, nodes.slice(0, 3).map(({ target, failureSummary }) => [target, failureSummary])])));
+    """)
+    assert found == []
