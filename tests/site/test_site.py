@@ -30,7 +30,7 @@ from benchsr.models.zoo import zoo
 from benchsr.results.records import Record, Status, write_results
 from benchsr.site import build_site
 from benchsr.site.curves import CURVE, panels
-from benchsr.threats.table import FIXED, THREATS
+from benchsr.threats.table import CORRUPTIONS, FIXED, THREATS
 
 IMAGES = ("astronaut", "chelsea", "coffee", "rocket")
 HOSTILE = """<script>alert("1")</script>'"&{{ 7 * 7 }}</style><img src=x onerror=alert(2)>"""
@@ -334,6 +334,43 @@ def test_a_model_with_results_at_growing_eps_gets_its_curve(site: Path) -> None:
     psnr = [max(levels) - float(point.split(",")[1]) / height * (max(levels) - min(levels)) for point in own[1].split()]
     assert psnr == pytest.approx(means(site, "adaptive").loc["certsr"].loc[list(CURVE)]["psnr"].tolist(), abs=0.02)
     assert "<polyline" not in (site / "models" / "esrgan-fs-aim.html").read_text()
+
+
+def test_corruption_profiles_are_those_of_results_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two = {model: zoo()[model] for model in ("bicubic", "certsr")}
+    monkeypatch.setattr("benchsr.site.build.zoo", lambda: two)
+    monkeypatch.setattr(f"{__name__}.zoo_with_stranger", lambda: two)
+    synthetic(tmp_path / "boards", "corruptions", ("clean", *CORRUPTIONS))
+    build_site(tmp_path / "boards", tmp_path / "out")
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert "On average over 75 corruptions, " in text
+    cells = re.findall(r'<td data-profile="(.+?)" data-kind="(.*?)" data-error="(.+?)">(.+?)</td>', text)
+    assert len(cells) == len(two) * 2 * 16  # two metrics, 15 kinds and their mean
+    lines = pd.read_csv(tmp_path / "boards" / "corruptions" / "results.csv")
+    lines["kind"] = lines.threat.str.rpartition("-")[0]
+    lines["psnr"] = 10 ** (-lines.psnr / 10)
+    errors = lines[lines.kind != ""].groupby(["model", "kind"])[["psnr", "lpips"]].mean()
+    ratio = errors / errors.xs("bicubic").reindex(errors.index, level="kind")
+    for model, kind, metric, shown in cells:
+        of_model = ratio.xs(model)[metric]
+        assert shown == f"{of_model[kind] if kind else of_model.mean():.2f}", (model, kind, metric)
+
+
+def test_defences_show_what_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = {model: zoo()[model] for model in ("impressionism-ntire", "mrs-impressionism-ntire")}
+    monkeypatch.setattr("benchsr.site.build.zoo", lambda: pair)
+    monkeypatch.setattr(f"{__name__}.zoo_with_stranger", lambda: pair)
+    synthetic(tmp_path / "boards", "defences", ("clean", "pgd", "apgd-median"))
+    build_site(tmp_path / "boards", tmp_path / "out")
+    text = (tmp_path / "out" / "index.html").read_text()
+    section = text[text.index("What defences cost") :]
+    found = tmp_path / "out"
+    mean = means(found, "defences")["psnr"].unstack("threat")
+    change = mean.loc["mrs-impressionism-ntire"] - mean.loc["impressionism-ntire"]
+    row = re.search(r'<th scope="row">mrs</th><td>1</td><td>PSNR</td>(.*?)</tr>', section)
+    assert row is not None
+    shown = [text.split()[0] for text in re.findall(r"<td>(.*?)</td>", row[1])]
+    assert shown == [f"{change[threat]:.2f}" for threat in ("clean", "pgd", "apgd-median")]
 
 
 def test_the_explorer_says_of_each_image_what_results_csv_says(site: Path) -> None:
