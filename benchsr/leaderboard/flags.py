@@ -14,7 +14,7 @@ from statistics import fmean
 
 from benchsr.leaderboard.scores import sign
 from benchsr.metrics.quality import METRICS
-from benchsr.results.records import Record, Status, flat, metrics_of
+from benchsr.results.records import Record, Status, metrics_of
 from benchsr.threats.adaptive import StrongPGD
 from benchsr.threats.table import THREATS
 
@@ -139,5 +139,5 @@ def _images(records: Sequence[Record]) -> set[str]:
 
 def _mean(records: Sequence[Record], field: str) -> float:
     """Mean of a column; NaN, which compares as False with everything, where a value is missing."""
-    values = [flat(record).get(field) for record in records]
+    values = [r.scores[field] if field in r.scores else getattr(r, field, None) for r in records]
     return fmean(nan if value is None else value for value in values)

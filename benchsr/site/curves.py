@@ -46,12 +46,11 @@ def panels(model: str, cells: Mapping[str, Sequence[Cell]], metrics: Sequence[st
     across = [width * i / (len(CURVE) - 1) for i in range(len(CURVE))]
     for metric in metrics:
         lines = {
-            name: [(x, cell.estimate(metric)) for x, cell in zip(across, row, strict=True) if cell.ok]
+            name: [(x, cell.value(metric)) for x, cell in zip(across, row, strict=True) if cell.ok]
             for name, row in cells.items()
         }
-        ends = [
-            v for name, line in lines.items() for _, e in line for v in (e.value, *((e.low, e.high) * (name == model)))
-        ]
+        mine = [(x, cell.estimate(metric)) for x, cell in zip(across, cells[model], strict=True) if cell.ok]
+        ends = [y for line in lines.values() for _, y in line] + [y for _, e in mine for y in (e.low, e.high)]
         finite = [v for v in ends if np.isfinite(v)]
         if not finite:
             continue
@@ -61,12 +60,11 @@ def panels(model: str, cells: Mapping[str, Sequence[Cell]], metrics: Sequence[st
             seen = [(x, y) for x, y in pairs if np.isfinite(y)]
             return " ".join(f"{x:.1f},{height * (high - y) / (high - low):.1f}" for x, y in seen)
 
-        mine = lines[model]
         yield Panel(
             METRICS[metric].label,
             list(zip(across, eps, strict=True)),
             [(height * (levels[-1] - level) / (levels[-1] - levels[0]), f"{level:g}") for level in levels],
-            points([(x, e.value) for x, e in mine]),
+            points(lines[model]),
             points([(x, e.low) for x, e in mine] + [(x, e.high) for x, e in reversed(mine)]),
-            [points([(x, e.value) for x, e in line]) for name, line in lines.items() if name != model and line],
+            [points(line) for name, line in lines.items() if name != model and line],
         )

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import cached_property
 from math import sqrt
 from typing import Any, Literal, get_args
 
@@ -90,7 +91,7 @@ class ThreatSpec:
         """What it does, in a line."""
         return self.line or (inspect.getdoc(self.make) or self.title).splitlines()[0]
 
-    @property
+    @cached_property
     def defaults(self) -> dict[str, Setting]:
         """The overridable settings with their default values."""
         if self.make is None:
