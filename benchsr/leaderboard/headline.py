@@ -158,7 +158,7 @@ def smallest_difference(cells: Sequence[Cell], metric: str) -> float:
     found = []
     for a, b in combinations([cell for cell in cells if cell.shares], 2):
         if a.shares.keys() == b.shares.keys():
-            sides = [np.array([c.of(metric, c.shares[i]) * c.n for i in sorted(c.shares)]) for c in (a, b)]
+            sides = [np.array([c.of(metric, c.shares[i]) * len(c.shares) for i in sorted(c.shares)]) for c in (a, b)]
             difference = paired(*sides)
             if np.isfinite(difference).all() and len(difference):
                 spread = float(difference.std(ddof=1)) if len(difference) > 1 else np.nan

@@ -12,7 +12,7 @@ from scipy import stats
 from benchsr.evaluation.protocol import load_protocol
 from benchsr.leaderboard import Leaderboard, LeaderboardInfo
 from benchsr.leaderboard.headline import Headline, asked, smallest_difference
-from benchsr.leaderboard.scores import make_cell
+from benchsr.leaderboard.scores import average, make_cell
 from benchsr.models.zoo import zoo
 from benchsr.results.records import Record, Status
 
@@ -130,6 +130,17 @@ def test_the_smallest_difference_is_found_with_the_chance_that_is_said() -> None
     size, spread = smallest_difference(cells, "psnr"), np.std(values[0] - values[1], ddof=1)
     found = stats.nct.sf(stats.t.ppf(0.975, 7), 7, size / spread * np.sqrt(8))
     assert found == pytest.approx(0.8, abs=1e-6)
+
+
+def test_the_smallest_difference_of_an_average_is_in_its_own_unit() -> None:
+    rng = np.random.default_rng(1)
+    made = Record("p", "d", "m", "noise", "", Status.OK)
+    cells = [
+        make_cell([replace(made, image=f"i{k}", scores={"psnr": float(v)}) for k, v in enumerate(row)], 8)
+        for row in rng.normal(20, 2, (2, 8))
+    ]
+    twice = [average([cell, cell]) for cell in cells]
+    assert smallest_difference(twice, "psnr") == pytest.approx(smallest_difference(cells, "psnr"))
 
 
 def test_five_images_can_show_nothing_and_the_page_says_so() -> None:
