@@ -215,7 +215,7 @@ class Leaderboard:
     @cached_property
     def flags(self) -> dict[tuple[str, str], tuple[str, ...]]:
         """Signs of weak attacks, by (model, threat)."""
-        return flags(self.records)
+        return flags(self.records, self.cards)
 
     @cached_property
     def contrasts(self) -> list[Contrast]:

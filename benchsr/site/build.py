@@ -23,7 +23,7 @@ from benchsr.evaluation.ledger import stored_protocol
 from benchsr.leaderboard import Leaderboard, read_leaderboard
 from benchsr.leaderboard.corruption import ERRORS
 from benchsr.leaderboard.export import COST_COLUMNS, COSTS, PARETO, cost_caption, cost_cells, read_costs
-from benchsr.leaderboard.flags import FLAGS, flags
+from benchsr.leaderboard.flags import FLAGS
 from benchsr.leaderboard.headline import METRIC, Headline
 from benchsr.leaderboard.paper import judge_printed
 from benchsr.leaderboard.plots import PLOTS, SENSITIVITY_PLOTS
@@ -173,7 +173,7 @@ class Sheet:
     @cached_property
     def rows(self) -> list[Row]:
         """The models in the paper's order."""
-        raised = flags(self.board.records)
+        raised = self.board.flags
         shades = {table.name: _shades(table) for table in self.tables}
         made = []
         for i, first in enumerate(self.tables[0].rows):
