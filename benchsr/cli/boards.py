@@ -105,11 +105,19 @@ def sensitivity(
         int | None, typer.Option(help="Side of a centred LR crop. Default: the protocol's, or 24 of whole images.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first images of the data set.")] = None,
+    smallest_eps: Annotated[
+        bool,
+        typer.Option(
+            "--smallest-eps", help="Search, by attacks, for the smallest change that costs 3 dB: SECONDS_HERE."
+        ),
+    ] = False,
     protocol: ProtocolName = "quick",
     out_dir: OutDir = Path("leaderboards"),
     device: Device = "auto",
 ) -> None:
     """Measure how far answers move with their input: the Jacobian's largest singular value, gains by frequency.
+
+    With --smallest-eps also the smallest change that costs 3 dB of PSNR, in L-infinity and l2, of models as deployed.
 
     Writes sensitivity.csv into the board, image by image, then its report and plots. The same command again goes on
     where the last one stopped. Exit code 1: some could not be measured, and why.
@@ -127,20 +135,25 @@ def sensitivity(
 
     board = board_folder(protocol, out_dir)
     made, _ = stored_protocol(board)
-    work = plan(select_cards(models, made.scale), made, pick_device(device), crop, limit)
+    work = plan(select_cards(models, made.scale), made, pick_device(device), crop, limit, smallest_eps)
     failed = 0
     for job, why in track(measure(work, board), "Sensitivity", total=len(work.jobs), console=err):
         if why:
             failed += 1
-            err.print(f"failed: {job.card.id} / {job.image}: {why}", markup=False, highlight=False)
+            err.print(f"failed: {job.card.id} / {job.image} / {job.measure}: {why}", markup=False, highlight=False)
     for model, why in work.lacking.items():
         out.print(f"{model}: {why}", markup=False, highlight=False)
     rewrite(protocol, out=out_dir)
     table = Table("model", "singular value", "gain, low", "gain, high", "images", box=None, padding=(0, 1, 0, 0))
-    found = read_leaderboard(board, zoo()).sensitivities.values()
-    for s in {s.card.id: s for family in found for s in family}.values():
+    read = read_leaderboard(board, zoo())
+    for s in {s.card.id: s for family in read.sensitivities.values() for s in family}.values():
         table.add_row(escape(s.card.id), digits(s.singular), digits(s.low), digits(s.high), str(s.images))
-    out.print(table, highlight=False)
+    least = Table("model", "costs 3 dB: linf / 255", "l2", "images", box=None, padding=(0, 1, 0, 0))
+    for sought in {s.card.id: s for family in read.smallest.values() for s in family}.values():
+        least.add_row(escape(sought.card.id), *map(escape, sought.cells), str(sought.images))
+    for shown in (table, least):
+        if shown.row_count:
+            out.print(shown, highlight=False)
     out.print(f"Written: {board / 'sensitivity.csv'}, and report.md with its plots")
     if failed:
         raise typer.Exit(1)

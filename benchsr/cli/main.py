@@ -289,6 +289,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], *tuple[str, ...]]] = {
     "sensitivity": (
         sensitivity,
         "benchsr sensitivity --models bicubic,re-esrgan",
+        "benchsr sensitivity --models compact-esrgan,compact-certsr --smallest-eps --limit 2",
         "benchsr sensitivity --models all --protocol paper --crop 48 --limit 10 --device cuda",
     ),
     "site": (

@@ -106,9 +106,9 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> list[str]:
     ]
 
 
-def row(records: Sequence[Record], info: LeaderboardInfo) -> str:
+def row(records: Sequence[Record], info: LeaderboardInfo, card: Card) -> str:
     """The row that the card would add, one line for each threat, in Markdown."""
-    grid, raised = make_grid(records, expected_images(info)), flags(records)
+    grid, raised = make_grid(records, expected_images(info)), flags(records, {card.id: card})
     header = [
         "Threat",
         *(METRICS[m].heading for m in info.metrics),
@@ -133,8 +133,14 @@ def _text(
     info: LeaderboardInfo,
     brought: Mapping[str, str],
 ) -> str:
-    raised = sorted({flag for found in flags(records).values() for flag in found})
-    values = {"card": card, "network": network, "protocol": info, "row": row(records, info), "differences": differences}
+    raised = sorted({flag for found in flags(records, {card.id: card}).values() for flag in found})
+    values = {
+        "card": card,
+        "network": network,
+        "protocol": info,
+        "row": row(records, info, card),
+        "differences": differences,
+    }
     values |= {
         "brought": brought,
         "failed": sum(r.status is Status.FAILED for r in records),

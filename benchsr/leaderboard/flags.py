@@ -8,11 +8,11 @@ number it concerns.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from math import log10, nan
 from statistics import fmean
 
 from benchsr.leaderboard.scores import sign
+from benchsr.leaderboard.tables import CardInfo
 from benchsr.metrics.quality import METRICS
 from benchsr.results.records import Record, Status, metrics_of
 from benchsr.threats.adaptive import StrongPGD
@@ -36,7 +36,8 @@ FLAGS: Mapping[str, str] = {
     "not-destroyed": "with this large an eps PSNR stays above what a mere change of brightness by eps would leave",
 }
 """Flag -> what it means. The first five are found per image, the others by comparing means over images; all but
-inner-gradient, which is of the model and so under every threat, and metric-gaming are of attacks."""
+inner-gradient, which is of the model and so under every threat, and metric-gaming are of attacks. A model with a sigma
+for each threat is compared only where it has the same: with the clean image under the sigma of the attack (`l2-0`)."""
 
 MARGIN = 0.1
 """dB of mean PSNR by which one evaluation must beat another before that counts."""
@@ -54,8 +55,11 @@ LARGE = 16 / 255
 """L-infinity size ([0, 1] units) from which an attack should destroy any output."""
 
 
-def flags(records: Iterable[Record]) -> dict[tuple[str, str], tuple[str, ...]]:
-    """All flags of each (model, threat) in the order of FLAGS: those kept with its images, and those found here."""
+def flags(records: Iterable[Record], cards: Mapping[str, CardInfo]) -> dict[tuple[str, str], tuple[str, ...]]:
+    """All flags of each (model, threat) in the order of FLAGS: those kept with its images, and those found here.
+
+    `cards` say which models have a sigma for each threat; one that is not among them is taken to have none.
+    """
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         if record.status is Status.OK and record.threat in THREATS:
@@ -63,50 +67,67 @@ def flags(records: Iterable[Record]) -> dict[tuple[str, str], tuple[str, ...]]:
     found = {key: {flag for r in group for flag in r.health.split()} for key, group in groups.items()}
     for model in dict.fromkeys(model for model, _ in groups):
         own = {threat: group for (name, threat), group in groups.items() if name == model}
-        for threat, flag in chain(_compared(own), _gamed(own)):
-            found[model, threat].add(flag)
+        for threat in own:
+            beside = _comparable(own, threat, cards.get(model))
+            found[model, threat].update(_compared(threat, own[threat], beside), _gamed(threat, own[threat], beside))
     return {key: tuple(flag for flag in FLAGS if flag in raised) for key, raised in found.items() if raised}
 
 
-def _compared(own: Mapping[str, Sequence[Record]]) -> Iterator[tuple[str, str]]:
-    """(threat, flag) of one model, from its records by threat. Only cells on the same images are compared."""
-    for threat, group in own.items():
-        spec = THREATS[threat]
-        if spec.kind != "attack":
-            continue
-        psnr, size = _mean(group, "psnr"), _mean(group, "attack_linf")
-        others = {t: rows for t, rows in own.items() if t != threat and _images(rows) == _images(group)}
-        for other, rows in others.items():
-            if THREATS[other].in_part != spec.in_part:
-                continue
-            if _transfer_of(other, threat) and _mean(rows, "psnr") < psnr - MARGIN:
-                yield threat, "transfer-stronger"
-            deeper = psnr - _mean(rows, "psnr")
-            for flag, found in _weaker(threat, other, deeper):
-                if found:
-                    yield threat, flag
-            rose = _mean(group, "loss_attacked") > 1.05 * _mean(group, "loss_clean")
-            if other == spec.unattacked and -deeper < MARGIN and rose:
-                yield threat, "metric-unmoved"
-            no_larger = _mean(rows, "attack_l2") <= 1.05 * _mean(group, "attack_l2")
-            if other in NOISES and no_larger and _mean(rows, "psnr") < psnr + MARGIN:
-                yield threat, "random-as-strong"
-            # The errors of a brightness shift and of the clean output add up in squares; 1 dB is for clipping.
-            shifted = -10 * log10(10 ** (-_mean(rows, "psnr") / 10) + size**2)
-            if other == "clean" and size >= LARGE and psnr > shifted + 1 and "norm" not in spec.preset:
-                yield threat, "not-destroyed"
+def _comparable(own: Mapping[str, Sequence[Record]], threat: str, card: CardInfo | None) -> dict[str, Sequence[Record]]:
+    """A model's records under the other threats that it meets with the same sigma, on the same images."""
+    images, sigma = _images(own[threat]), _sigma(card, threat)
+    return {
+        other: rows
+        for other, rows in own.items()
+        if other != threat and _images(rows) == images and _sigma(card, other) == sigma
+    }
 
 
-def _gamed(own: Mapping[str, Sequence[Record]]) -> Iterator[tuple[str, str]]:
-    """(threat, "metric-gaming") of one model, from its records by threat."""
-    for threat, group in own.items():
-        clean = own.get(THREATS[threat].unattacked, ())
-        blind = [m for m in metrics_of(clean) if not METRICS[m].reference]
-        if not blind or group is clean or _images(group) != _images(clean):
+def _sigma(card: CardInfo | None, threat: str) -> float:
+    """The sigma of a model that has one for each threat; 0 for a model that meets all threats alike."""
+    sigma = getattr(card.smoothing, "sigma", None) if card else None
+    return float(sigma.get(THREATS[threat].like or threat, 0.0)) if isinstance(sigma, Mapping) else 0.0
+
+
+def _unattacked(threat: str, beside: Mapping[str, Sequence[Record]]) -> Sequence[Record]:
+    """What to compare an attack with: the same statistic without it, of the same deployment; empty where none is."""
+    spec = THREATS[threat]
+    names = (spec.unattacked, "l2-0") if spec.unattacked == "clean" else (spec.unattacked,)
+    return next((beside[name] for name in names if name in beside), ())
+
+
+def _compared(threat: str, group: Sequence[Record], beside: Mapping[str, Sequence[Record]]) -> Iterator[str]:
+    """Flags of an attack with the records `group`, from the cells that it can be compared with."""
+    spec = THREATS[threat]
+    if spec.kind != "attack":
+        return
+    psnr, size = _mean(group, "psnr"), _mean(group, "attack_linf")
+    for other, rows in beside.items():
+        if THREATS[other].in_part != spec.in_part:
             continue
-        gains = (sign(m) * (_mean(group, m) - _mean(clean, m)) for m in blind)
-        if _mean(group, "psnr") <= _mean(clean, "psnr") - GAMED and any(gain > 0 for gain in gains):
-            yield threat, "metric-gaming"
+        deeper = psnr - _mean(rows, "psnr")
+        if _transfer_of(other, threat) and deeper > MARGIN:
+            yield "transfer-stronger"
+        yield from (flag for flag, found in _weaker(threat, other, deeper) if found)
+        no_larger = _mean(rows, "attack_l2") <= 1.05 * _mean(group, "attack_l2")
+        if other in NOISES and no_larger and deeper > -MARGIN:
+            yield "random-as-strong"
+    if clean := _unattacked(threat, beside):
+        before, rose = _mean(clean, "psnr"), _mean(group, "loss_attacked") > 1.05 * _mean(group, "loss_clean")
+        if rose and before - psnr < MARGIN:
+            yield "metric-unmoved"
+        # The errors of a brightness shift and of the clean output add up in squares; 1 dB is for clipping.
+        shifted = -10 * log10(10 ** (-before / 10) + size**2)
+        if spec.unattacked == "clean" and size >= LARGE and psnr > shifted + 1 and "norm" not in spec.preset:
+            yield "not-destroyed"
+
+
+def _gamed(threat: str, group: Sequence[Record], beside: Mapping[str, Sequence[Record]]) -> Iterator[str]:
+    """ "metric-gaming", from a threat's own records and the cells that it can be compared with."""
+    clean = _unattacked(threat, beside)
+    gains = (sign(m) * (_mean(group, m) - _mean(clean, m)) for m in metrics_of(clean) if not METRICS[m].reference)
+    if clean and _mean(group, "psnr") <= _mean(clean, "psnr") - GAMED and any(gain > 0 for gain in gains):
+        yield "metric-gaming"
 
 
 def _weaker(threat: str, other: str, deeper: float) -> Iterator[tuple[str, bool]]:

@@ -47,13 +47,17 @@ from benchsr.leaderboard.paper import (
 from benchsr.leaderboard.plots import PLOTS, SENSITIVITY_PLOTS, all_plots, plot_transfer
 from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, RESAMPLES, Cell, Estimate, Grid, brief, make_grid, subtract
 from benchsr.leaderboard.sensitivity import (
+    DROP,
+    LARGEST,
     SENSITIVITY,
     SPLIT,
     Sensitivity,
+    Smallest,
     digits,
     most_sensitive,
     read_sensitivity,
     sensitivities,
+    smallest_changes,
     unmeasured,
 )
 from benchsr.leaderboard.tables import (
@@ -215,7 +219,7 @@ class Leaderboard:
     @cached_property
     def flags(self) -> dict[tuple[str, str], tuple[str, ...]]:
         """Signs of weak attacks, by (model, threat)."""
-        return flags(self.records)
+        return flags(self.records, self.cards)
 
     @cached_property
     def contrasts(self) -> list[Contrast]:
@@ -265,8 +269,16 @@ class Leaderboard:
     @cached_property
     def sensitivities(self) -> dict[str, list[Sensitivity]]:
         """How far the networks of each family move with their input, where that was measured."""
-        networks = {r.model: r.network for r in self.records if r.network}
-        return {family: sensitivities(self.measured, cards, networks) for family, cards in self.families.items()}
+        return {f: sensitivities(self.measured, cards, self._networks) for f, cards in self.families.items()}
+
+    @cached_property
+    def smallest(self) -> dict[str, list[Smallest]]:
+        """The smallest changes of LR that cost the models of each family so much, where they were sought."""
+        return {f: smallest_changes(self.measured, cards, self._networks) for f, cards in self.families.items()}
+
+    @cached_property
+    def _networks(self) -> dict[str, str]:
+        return {r.model: r.network for r in self.records if r.network}
 
     def sandwich(self, family: str) -> Figure | None:
         """The plot of a family's certificates; None where it has none."""
@@ -488,6 +500,8 @@ def _render(template: str, **values: object) -> str:
         "defences": DEFENCES,
         "errors": ERRORS,
         "split": SPLIT,
+        "drop": f"{DROP:g}",
+        "largest": f"{LARGEST * 255:g}",
         "markdown_table": markdown_table,
         "resamples": RESAMPLES,
         "confidence": f"{CONFIDENCE:.0%}",

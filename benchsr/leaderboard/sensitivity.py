@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pandas as pd
@@ -13,16 +14,28 @@ from benchsr.base.errors import InputError
 from benchsr.leaderboard.scores import Estimate, Floats, interval, resampled_means
 from benchsr.leaderboard.tables import CardInfo
 from benchsr.metrics.sensitivity import opposite
+from benchsr.threats.balls import Norm
 
 SENSITIVITY = "sensitivity"
 """Name of the file and the plot."""
 
-COLUMNS = ("model", "network", "image", "side", "figure", "ky", "kx", "value", "products", "residual", "key")
+COLUMNS = ("model", "network", "image", "side", "figure", "ky", "kx", "value", "products", "residual", "reason", "key")
 """Columns of sensitivity.csv. `figure`: "singular", the largest singular value of the Jacobian with the products that
-it took and the residual; or "gain", at the frequency `ky`, `kx` in cycles per image, which has `side` LR pixels."""
+it took and the residual; "gain", at the frequency `ky`, `kx` in cycles per image, which has `side` LR pixels; or one of
+SMALLEST, the norm of the smallest change that was found to cost DROP dB of PSNR ([0, 1] units; in l2 over the whole LR
+image), without a value where none was, with the `reason`."""
+
+SMALLEST: Mapping[str, Norm] = {"smallest-linf": "linf", "smallest-l2": "l2"}
+"""Figures of the smallest change, and its norm."""
+
+DROP = 3.0
+"""dB of PSNR that the smallest change costs: it doubles the mean squared error."""
 
 COUNTS = {"ky": "Int64", "kx": "Int64", "products": "Int64"}
 """Columns that hold whole numbers, or none."""
+
+LARGEST = 32 / 255
+"""Root mean square of the largest changes among which the smallest is sought; in L-infinity their eps."""
 
 SPLIT = 0.25
 """Cycles per LR pixel that part low from high frequencies: half of the most that an axis can have."""
@@ -42,9 +55,10 @@ def read_sensitivity(folder: Path) -> pd.DataFrame:
         data = pd.read_csv(path, dtype=COUNTS)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); make it with: benchsr sensitivity") from None
+    data = data.assign(reason=data["reason"].fillna("") if "reason" in data else "")  # older files have none
     if lacking := set(COLUMNS) - set(data):
         raise InputError(f"{path}: no column {', '.join(sorted(lacking))}; make it anew with: benchsr sensitivity")
-    return data
+    return data[list(COLUMNS)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +86,60 @@ def sensitivities(data: pd.DataFrame, cards: Iterable[CardInfo], networks: Mappi
     """
     found = []
     for card in cards:
-        lines = data[data["model"] == card.id]
-        if card.id in networks:
-            lines = lines[lines["network"] == networks[card.id]]
-        lines = lines[lines["side"] == lines["side"].max()]
+        lines = _lines(data, card, networks, ("singular", "gain"))
         singular, gains = (lines[lines["figure"] == figure] for figure in ("singular", "gain"))
         if len(singular) and len(gains):
             found.append(_of(card, singular, gains, int(lines["side"].iloc[0])))
     return found
+
+
+def _lines(data: pd.DataFrame, card: CardInfo, networks: Mapping[str, str], figures: Iterable[str]) -> pd.DataFrame:
+    """Lines with these figures of a card's present weights, at the largest side that was measured."""
+    lines = data[(data["model"] == card.id) & data["figure"].isin(list(figures))]
+    if card.id in networks:
+        lines = lines[lines["network"] == networks[card.id]]
+    return lines[lines["side"] == lines["side"].max()]
+
+
+@dataclass(frozen=True)
+class Smallest:
+    """One model as deployed: figure of SMALLEST -> the smallest change of each image that costs DROP dB, ascending; inf
+    where none was found.
+    """
+
+    card: CardInfo
+    side: int
+    values: Mapping[str, Sequence[float]]
+
+    @property
+    def images(self) -> int:
+        """How many images were searched."""
+        return len(self.values["smallest-linf"])
+
+    @property
+    def cells(self) -> list[str]:
+        """Median, smallest and largest over images, in L-infinity in 255ths and in l2."""
+        return [_spread(self.values["smallest-linf"], 255), _spread(self.values["smallest-l2"])]
+
+
+def smallest_changes(data: pd.DataFrame, cards: Iterable[CardInfo], networks: Mapping[str, str]) -> list[Smallest]:
+    """Those of `cards` whose smallest changes were sought; `networks` as for `sensitivities`."""
+    found = []
+    for card in cards:
+        lines = _lines(data, card, networks, SMALLEST)
+        values = {f: sorted(lines[lines["figure"] == f]["value"].astype(float).fillna(np.inf)) for f in SMALLEST}
+        if all(values.values()):
+            found.append(Smallest(card, int(lines["side"].iloc[0]), values))
+    return found
+
+
+def _spread(values: Sequence[float], unit: float = 1.0) -> str:
+    """Median, smallest and largest of ascending `values`, to three digits."""
+    middle, least, most = (
+        f"{value * unit:.3g}" if np.isfinite(value) else "not reached"
+        for value in (median(values), values[0], values[-1])
+    )
+    return f"{middle} [{least}, {most}]"
 
 
 def _of(card: CardInfo, singular: pd.DataFrame, gains: pd.DataFrame, side: int) -> Sensitivity:

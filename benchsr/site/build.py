@@ -28,7 +28,7 @@ from benchsr.leaderboard.headline import METRIC, Headline
 from benchsr.leaderboard.paper import judge_printed
 from benchsr.leaderboard.plots import PLOTS, SENSITIVITY_PLOTS
 from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, SCORED, Cell, Estimate, sign
-from benchsr.leaderboard.sensitivity import SENSITIVITY, SPLIT, digits, most_sensitive
+from benchsr.leaderboard.sensitivity import DROP, LARGEST, SENSITIVITY, SPLIT, digits, most_sensitive
 from benchsr.leaderboard.tables import (
     AVERAGE,
     DERIVED,
@@ -333,6 +333,8 @@ def _environment() -> Environment:
         "tallest": TALLEST,
         "apart": APART,
         "split": SPLIT,
+        "drop": f"{DROP:g}",
+        "largest": f"{LARGEST * 255:g}",
         "panel": SIZE,
         "pictures": PICTURES,
         "families": FAMILIES,

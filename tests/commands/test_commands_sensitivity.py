@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import isnan, sqrt
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor, nn
 from toys import FakeLpips, call, photos, protocol, toy_card
 
 from benchsr.base.errors import InputError
@@ -18,11 +22,12 @@ from benchsr.data.datasets import load_dataset
 from benchsr.evaluation.options import RunOptions
 from benchsr.evaluation.protocol import load_protocol
 from benchsr.leaderboard import read_leaderboard
-from benchsr.leaderboard.sensitivity import read_sensitivity
+from benchsr.leaderboard.sensitivity import LARGEST, read_sensitivity, smallest_changes
 from benchsr.metrics.sensitivity import Singular, fourier_gains, frequencies, largest_singular_value
 from benchsr.models.network import load_network
 from benchsr.models.zoo import load_card, zoo
 from benchsr.site import build_site
+from benchsr.threats.adaptive import APGD
 
 
 @pytest.fixture
@@ -30,9 +35,17 @@ def toy(tmp_path: Path) -> Path:
     return protocol(tmp_path, photos(tmp_path / "photos", 2))
 
 
-def measured(cards: list[str], toy: Path, folder: Path) -> list[str]:
-    chosen = load_protocol(toy)
-    return [why for _, why in measure(plan([load_card(c) for c in cards], chosen, torch.device("cpu")), folder)]
+def measured(cards: list[str], toy: Path, folder: Path, limit: int | None = None) -> list[str]:
+    work = plan([load_card(c) for c in cards], load_protocol(toy), torch.device("cpu"), limit=limit)
+    return [why for _, why in measure(work, folder)]
+
+
+def search(cards: list[str], toy: Path, folder: Path, limit: int | None = None) -> list[str]:
+    """The smallest changes alone."""
+    chosen = [load_card(c) for c in cards]
+    work = plan(chosen, load_protocol(toy), torch.device("cpu"), limit=limit, smallest=True)
+    jobs = [job for job in work.jobs if job.measure == "smallest"]
+    return [why for _, why in measure(replace(work, jobs=jobs), folder)]
 
 
 def test_lines_are_the_measures_of_the_network_at_each_image(tmp_path: Path, toy: Path) -> None:
@@ -90,7 +103,7 @@ def test_what_cannot_be_measured_says_why(tmp_path: Path, toy: Path) -> None:
     (tmp_path / "lost.safetensors").unlink()
     work = plan(cards, load_protocol(toy), torch.device("cpu"), limit=1)
     assert [job.card.id for job in work.jobs] == ["bicubic"]
-    assert work.lacking["jpeg+bicubic"] == "deployed with a defence; its network is measured as bicubic"
+    assert work.lacking["jpeg+bicubic"] == "deployed with a defence; its network moves as that of bicubic"
     assert "lost.safetensors" in work.lacking["lost"]
     with pytest.raises(InputError, match="--limit"):
         plan(cards, load_protocol(toy), torch.device("cpu"), limit=0)
@@ -134,3 +147,87 @@ def test_it_and_transferred_attacks_stand_in_report_plots_and_page(
     assert not (out / "toy" / "fourier-compact.png").exists()
     assert isinstance(pd.read_csv(out / "toy" / "sensitivity.csv"), pd.DataFrame), "the measures stay"
     assert not any(read_leaderboard(out / "toy", zoo()).sensitivities.values())
+
+
+class Times(nn.Module):
+    """x4 of c x, each pixel repeated."""
+
+    def __init__(self, c: float) -> None:
+        super().__init__()
+        self.c = c
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.interpolate(self.c * x, scale_factor=4)
+
+
+@pytest.fixture
+def linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network of every card is a linear map."""
+    monkeypatch.setattr(module, "load_network", lambda *_: Times(0.5))
+
+
+def flat_photos(folder: Path, *levels: int) -> Path:
+    folder.mkdir()
+    for i, level in enumerate(levels):
+        Image.new("RGB", (64, 64), (level, level, level)).save(folder / f"flat{i}.png")
+    return folder
+
+
+def sought(folder: Path) -> dict[tuple[str, str], tuple[float, str]]:
+    data = read_sensitivity(folder)
+    return {(line.image, line.figure): (line.value, line.reason) for line in data.itertuples()}
+
+
+@pytest.mark.usefixtures("linear")
+def test_the_smallest_changes_of_a_linear_map_have_closed_forms(tmp_path: Path) -> None:
+    """c x = y / 2 is off by y / 2 everywhere. Twice the squared error is sqrt(2) times the error, or all but: 3 dB."""
+    toy = protocol(tmp_path, flat_photos(tmp_path / "flat", 60, 80))
+    assert search(["bicubic"], toy, tmp_path) == [""] * 2
+    found = sought(tmp_path)
+    for i, level in enumerate((60, 80)):
+        change = level / 255 * (10 ** (3 / 20) - 1)  # c eps = 0.414 y / 2, and c is 1 / 2
+        for figure, exact, unit in (("linf", change, 1.0), ("l2", change, sqrt(3 * 12 * 12))):
+            value, reason = found[f"flat{i}", f"smallest-{figure}"]
+            assert reason == ""
+            assert exact * unit * (1 - 1e-3) <= value <= unit * (exact * 1.02 + LARGEST / 2**8)
+
+
+@pytest.mark.usefixtures("linear")
+def test_order_subset_and_resume_change_no_smallest_change(tmp_path: Path, toy: Path) -> None:
+    cards = ["bicubic", str(toy_card(tmp_path, "net"))]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    search(cards, toy, whole)
+    search(cards[1:], toy, parts, limit=1)
+    search(cards[::-1], toy, parts)
+    assert (whole / "sensitivity.csv").read_bytes() == (parts / "sensitivity.csv").read_bytes()
+    assert len(read_sensitivity(whole)) == 2 * 2 * 2
+
+
+@pytest.mark.usefixtures("linear")
+def test_attacks_that_do_nothing_reach_nothing(tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Idle(APGD):
+        def __call__(self, lr: Tensor, *_: object) -> Tensor:
+            return lr
+
+    monkeypatch.setattr(module, "APGD", Idle)
+    search(["bicubic"], toy, tmp_path)
+    found = sought(tmp_path)
+    assert len(found) == 4
+    for value, reason in found.values():
+        assert isnan(value)
+        assert reason.startswith("not reached: attacks of size ")
+    (one,) = smallest_changes(read_sensitivity(tmp_path), [load_card("bicubic")], {})
+    assert one.cells == ["not reached [not reached, not reached]"] * 2
+
+
+def test_a_smoothed_model_is_searched_as_it_is_deployed(tmp_path: Path, toy: Path) -> None:
+    card = toy_card(tmp_path, "net", more="[smoothing]\nn = 3\nsigma = 0.1")
+    work = plan([load_card(card)], load_protocol(toy), torch.device("cpu"), limit=1, smallest=True)
+    assert [job.measure for job in work.jobs] == ["smallest"]
+    assert work.lacking == {"net": "deployed with a defence; no card of the zoo has its network alone"}
+    other = toy_card(tmp_path, "net", more="[smoothing]\nn = 3\nsigma = 0.2")
+    again = plan([load_card(other)], load_protocol(toy), torch.device("cpu"), limit=1, smallest=True)
+    assert again.jobs[0].network == work.jobs[0].network
+    assert again.jobs[0].key != work.jobs[0].key

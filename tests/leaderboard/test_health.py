@@ -17,6 +17,8 @@ from benchsr.defences.smoothing import smooth
 from benchsr.leaderboard.flags import FLAGS, flags
 from benchsr.metrics.objective import Objective
 from benchsr.metrics.quality import METRICS, Metric
+from benchsr.models.cards import Card, Smoothing
+from benchsr.models.zoo import load_card
 from benchsr.results.records import Record, Status
 from benchsr.threats.attacks import FGSM, PGD, AttackTrace
 from benchsr.threats.health import attack_flags, inner_gradients
@@ -201,14 +203,43 @@ CASES: dict[str, tuple[list[Record], str]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_flags_that_show_by_comparison(name: str) -> None:
     given, expected = CASES[name]
-    found = " ".join(f"{threat} {' '.join(raised)}" for (_, threat), raised in flags(given).items())
+    found = " ".join(f"{threat} {' '.join(raised)}" for (_, threat), raised in flags(given, {}).items())
     assert found == expected
-    assert all(flag in FLAGS for raised in flags(given).values() for flag in raised)
+    assert all(flag in FLAGS for raised in flags(given, {}).values() for flag in raised)
 
 
 def test_cells_on_other_images_are_not_compared() -> None:
     given = records({"pgd-transfer": 18.0, "pgd-eot": 18.5})
-    assert flags(given[:-1]) == {}
+    assert flags(given[:-1], {}) == {}
+
+
+SIGMAS: Mapping[str, float | dict[str, float]] = {"each": {"pgd": 0.06, "cw": 0.03}, "one": 0.06}
+"""How a model is smoothed: with a sigma for each threat, or with one."""
+
+
+def smoothed(sigma: float | dict[str, float]) -> Card:
+    return load_card("bicubic").model_copy(update={"id": "m", "smoothing": Smoothing(sigma=sigma)})
+
+
+@pytest.mark.parametrize(
+    ("sigma", "given", "expected"),
+    [
+        ("one", rising(records({"clean": 28.0, "pgd": 28.0})), "pgd metric-unmoved"),
+        ("each", rising(records({"clean": 28.0, "pgd": 28.0})), ""),
+        ("each", rising(records({"clean": 31.0, "l2-0": 28.0, "pgd": 28.0})), "pgd metric-unmoved"),
+        ("each", rising(records({"clean": 28.0, "l2-0": 31.0, "pgd": 28.0})), ""),
+        ("each", rising(records({"l2-0": 28.0, "cw": 28.0})), ""),  # which has another sigma
+        ("one", records({"clean": 30.0, "eps-32": 20.0}, linf=32 / 255), "eps-32 not-destroyed"),
+        ("each", records({"clean": 30.0, "eps-32": 20.0}, linf=32 / 255), ""),
+        ("each", records({"clean": 15.0, "l2-0": 30.0, "eps-32": 20.0}, linf=32 / 255), "eps-32 not-destroyed"),
+        ("one", records({"noise": 20.0, "pgd": 20.0}), "pgd random-as-strong"),
+        ("each", records({"noise": 20.0, "pgd": 20.0}), ""),
+        ("each", records({"random": 20.0, "pgd": 20.0}), "pgd random-as-strong"),
+    ],
+)
+def test_a_sigma_for_each_threat_is_compared_with_itself(sigma: str, given: list[Record], expected: str) -> None:
+    found = flags(given, {"m": smoothed(SIGMAS[sigma])}).items()
+    assert " ".join(f"{threat} {' '.join(raised)}" for (_, threat), raised in found) == expected
 
 
 def test_a_brightness_shift_is_what_an_attack_must_beat() -> None:
@@ -240,6 +271,9 @@ def test_a_score_without_reference_that_an_attack_improves_is_gamed(
         scores = {"psnr": psnr, "sharp": sharpness}
         return [Record("p", "d", "m", threat, f"i{k}", Status.OK, scores=scores, key="0" * 64) for k in range(3)]
 
-    raised = flags([*cell("clean", 30.0, 0.5), *cell("pgd", psnr, sharpness)])
+    raised = flags([*cell("clean", 30.0, 0.5), *cell("pgd", psnr, sharpness)], {})
     assert ("metric-gaming" in raised.get(("m", "pgd"), ())) is flagged
     assert "metric-gaming" not in raised.get(("m", "clean"), ())
+    each = {"m": smoothed(SIGMAS["each"])}
+    assert flags([*cell("clean", 30.0, 0.5), *cell("pgd", psnr, sharpness)], each) == {}, "of another sigma"
+    assert flags([*cell("l2-0", 30.0, 0.5), *cell("pgd", psnr, sharpness)], each) == raised

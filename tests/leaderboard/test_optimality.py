@@ -80,7 +80,7 @@ def test_the_worst_is_no_threat() -> None:
     found = board()
     assert WORST not in THREATS
     assert not any(WORST in key for key in found.grid)
-    assert not any(threat == WORST for _, threat in flags(found.records))
+    assert not any(threat == WORST for _, threat in flags(found.records, found.cards))
     assert WORST not in set(found.correlations.threat)
     assert all(WORST not in threats for threats in found.datasets.values())
 
