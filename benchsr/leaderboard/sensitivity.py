@@ -98,7 +98,8 @@ def _lines(data: pd.DataFrame, card: CardInfo, networks: Mapping[str, str], figu
     lines = data[(data["model"] == card.id) & data["figure"].isin(list(figures))]
     if card.id in networks:
         lines = lines[lines["network"] == networks[card.id]]
-    return lines[lines["side"] == lines["side"].max()]
+    largest: pd.DataFrame = lines[lines["side"] == lines["side"].max()]
+    return largest
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import isnan, sqrt
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -174,7 +175,7 @@ def flat_photos(folder: Path, *levels: int) -> Path:
 
 
 def sought(folder: Path) -> dict[tuple[str, str], tuple[float, str]]:
-    data = read_sensitivity(folder)
+    data: Any = read_sensitivity(folder)
     return {(line.image, line.figure): (line.value, line.reason) for line in data.itertuples()}
 
 
