@@ -156,7 +156,7 @@ def test_extra_folders_join_the_zoo(tmp_path: Path) -> None:
         (HEAD, "exactly one of"),
         (BICUBIC + 'base = "esrgan"', "exactly one of"),
         (HEAD + source("a", sha256="123"), "weights.0.file.sha256"),
-        (HEAD + source("a", sha256=ZEROS).replace("sha256", "sha"), "weights.0.file.sha: no such.*'sha256'"),
+        (HEAD + source("a", sha256=ZEROS).replace("sha256", "sha25"), "weights.0.file.sha25: no such.*'sha256'"),
         (HEAD + source("a", sha256=ZEROS).replace('"file"', '"ftp"'), "weights.0: .*'ftp'"),
         (HEAD + source("a", sha256=ZEROS, kind="ncnn"), "param_sha256"),
         (HEAD + '[[weights]]\nkind = "url"\nformat = "pth"\nurl = "file:///etc/passwd"', "weights.0.url.url"),
