@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +14,7 @@ from benchsr.base.errors import InputError, UnknownIdError
 from benchsr.base.files import write_atomic
 from benchsr.commands.costs import Costs
 from benchsr.leaderboard import read_leaderboard
-from benchsr.leaderboard.export import COSTS, FORMATS, PARETO, exhibit, model_page, read_costs
+from benchsr.leaderboard.export import COSTS, FORMATS, PARETO, SMALLEST_EPS, by_family, exhibit, model_page, read_costs
 from benchsr.leaderboard.plots import plot_pareto
 from benchsr.leaderboard.tables import FAMILIES, metric_groups
 from benchsr.models.zoo import zoo
@@ -37,8 +37,8 @@ def export(name: str, form: str, board: Path, missing: bool = False) -> bytes:
     try:
         return write(exhibit(read, board, name))
     except UnknownIdError:
-        matrices = (f"{TRANSFER}{FAMILIES[family][0]}" for family, found in read.transfers.items() if found)
-        tables = ", ".join([*read.tables, *matrices, COSTS])
+        further = by_family(TRANSFER, read.transfers), by_family(SMALLEST_EPS, read.smallest)
+        tables = ", ".join([*read.tables, *chain(*further), COSTS])
         raise UnknownIdError(f"{name!r} is no table of {board} and no model; its tables: {tables}") from None
 
 

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from benchsr.leaderboard.flags import FLAGS
 from benchsr.leaderboard.plots import ATTACKS
 from benchsr.leaderboard.report import Leaderboard
 from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN
+from benchsr.leaderboard.sensitivity import DROP, LARGEST, SMALLEST, Smallest
 from benchsr.leaderboard.tables import FAMILIES, CardInfo, Table, expected_images, frame, show
 from benchsr.leaderboard.transfer import Matrix, transfer_frame
 from benchsr.metrics.quality import METRICS
@@ -26,6 +28,11 @@ from benchsr.threats.table import THREATS
 
 COSTS = "costs"
 """Name of the table that `benchsr costs` writes."""
+
+SMALLEST_EPS = "smallest-eps"
+"""Name of the table of the smallest changes that cost so much."""
+
+Found = TypeVar("Found")
 
 PARETO = "pareto"
 """Name of the plots beside it."""
@@ -44,17 +51,23 @@ class Exhibit:
 
 
 def exhibit(board: Leaderboard, folder: Path, name: str) -> Exhibit:
-    """A table of the board in `folder` by its name, its matrix of transferred attacks, or its costs.
+    """A table of the board in `folder` by its name, its transferred attacks, its smallest changes, or its costs.
 
     Raises UnknownIdError for a table that the board does not have, InputError for costs that were not measured.
     """
-    families = {f"{TRANSFER}{FAMILIES[family][0]}": found for family, found in board.transfers.items() if found}
-    if name in families:
-        return _transfer(board, families[name])
+    if name in (crossed := by_family(TRANSFER, board.transfers)):
+        return _transfer(board, crossed[name])
+    if name in (sought := by_family(SMALLEST_EPS, board.smallest)):
+        return _smallest(board, sought[name])
     if name != COSTS:
         whole = Registry("table of this board", board.tables)[name]
         return table_exhibit(board, whole, board.shown[name])
     return _costs(read_costs(folder))
+
+
+def by_family(stem: str, found: Mapping[str, Found]) -> dict[str, Found]:
+    """What was found of each family, by the name of its table."""
+    return {f"{stem}{FAMILIES[family][0]}": table for family, table in found.items() if table}
 
 
 def read_costs(folder: Path) -> pd.DataFrame:
@@ -115,6 +128,21 @@ def _transfer(board: Leaderboard, found: Sequence[Matrix]) -> Exhibit:
         + " ".join(words for matrix in found for words in matrix.sentences(metrics))
     )
     return Exhibit(caption, heads, labels, cells, transfer_frame(found, metrics))
+
+
+def _smallest(board: Leaderboard, found: Sequence[Smallest]) -> Exhibit:
+    heads = [("", head) for head in ("L-infinity, in 255ths", "l2", "Images")]
+    cells = [[*s.cells, str(s.images)] for s in found]
+    data = board.measured[
+        board.measured["figure"].isin(list(SMALLEST)) & board.measured["model"].isin([s.card.id for s in found])
+    ]
+    caption = (
+        f"The smallest change of LR that was found to cost {DROP:g} dB of PSNR, its norm: median over images [smallest, "
+        f"largest]. {board.protocol.title}, fingerprint {board.protocol.fingerprint[:12]}. Each bounds the true smallest "
+        f"from above; not reached: {LARGEST * 255:g}/255, or as much at every element in l2, costs less. Models as they "
+        "are deployed, which the attacks know."
+    )
+    return Exhibit(caption, heads, [s.card.title for s in found], cells, data.dropna(axis=1, how="all"))
 
 
 COST_COLUMNS: Mapping[str, tuple[str, Callable[[float], str]]] = {

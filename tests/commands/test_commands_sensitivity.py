@@ -16,6 +16,7 @@ from toys import FakeLpips, call, photos, protocol, toy_card
 
 from benchsr.base.errors import InputError
 from benchsr.commands import sensitivity as module
+from benchsr.commands.export import export
 from benchsr.commands.report import rewrite
 from benchsr.commands.run import evaluate
 from benchsr.commands.sensitivity import measure, plan
@@ -121,17 +122,25 @@ def test_it_and_transferred_attacks_stand_in_report_plots_and_page(
     out, models = tmp_path / "out", "bicubic,compact-esrgan"
     options = RunOptions(out=out, device="cpu", cache=tmp_path / "cache", transfer=True)
     evaluate(models, "clean,pgd", toy, options)
-    assert call(monkeypatch, f"sensitivity --models {models} --protocol {toy} --out {out} --device cpu --limit 1") == 0
+    monkeypatch.setattr(module, "STEPS", 1)
+    monkeypatch.setattr(module, "ROUNDS", 0)
+    command = f"sensitivity --models {models} --protocol {toy} --out {out} --device cpu --limit 1 --smallest-eps"
+    assert call(monkeypatch, command) == 0
     text = (out / "toy" / "report.md").read_text()
     data = read_sensitivity(out / "toy")
     value = data[(data["figure"] == "singular") & (data["model"] == "bicubic")]["value"].mean()
     assert f"| Bicubic interpolation | {value:.3g} [" in text
     assert {"sensitivity-compact.png", "fourier-compact.png"} <= {p.name for p in (out / "toy").glob("*.png")}
     assert "](fourier-compact.png)" in text
+    (least,) = (s for s in read_leaderboard(out / "toy", zoo()).smallest["compact"] if s.card.id == "bicubic")
+    row = f"| {' | '.join(least.cells)} | 12 x 12 | 1"
+    assert row in text.replace("\\", "")
+    assert least.cells[0] in export("smallest-eps-compact", "markdown", out / "toy").decode().replace("\\", "")
     assert "The worst small change of LR moves SR by" in text
     build_site(out, tmp_path / "site")
     page = (tmp_path / "site" / "index.html").read_text()
     assert f"<td>{value:.3g} [" in page
+    assert f"<td>{least.cells[0]}</td><td>{least.cells[1]}</td>" in page
     assert (tmp_path / "site" / "data" / "toy-sensitivity.csv").read_bytes() == (
         out / "toy" / "sensitivity.csv"
     ).read_bytes()
@@ -182,10 +191,10 @@ def sought(folder: Path) -> dict[tuple[str, str], tuple[float, str]]:
 @pytest.mark.usefixtures("linear")
 def test_the_smallest_changes_of_a_linear_map_have_closed_forms(tmp_path: Path) -> None:
     """c x = y / 2 is off by y / 2 everywhere. Twice the squared error is sqrt(2) times the error, or all but: 3 dB."""
-    toy = protocol(tmp_path, flat_photos(tmp_path / "flat", 60, 80))
+    toy = protocol(tmp_path, flat_photos(tmp_path / "flat", 50, 60))
     assert search(["bicubic"], toy, tmp_path) == [""] * 2
     found = sought(tmp_path)
-    for i, level in enumerate((60, 80)):
+    for i, level in enumerate((50, 60)):
         change = level / 255 * (10 ** (3 / 20) - 1)  # c eps = 0.414 y / 2, and c is 1 / 2
         for figure, exact, unit in (("linf", change, 1.0), ("l2", change, sqrt(3 * 12 * 12))):
             value, reason = found[f"flat{i}", f"smallest-{figure}"]
