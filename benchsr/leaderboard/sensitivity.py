@@ -52,7 +52,7 @@ def read_sensitivity(folder: Path) -> pd.DataFrame:
     if not path.exists():
         return unmeasured()
     try:
-        data = pd.read_csv(path, dtype={**COUNTS, "reason": object})
+        data = pd.read_csv(path, dtype={**COUNTS, "reason": "object"})
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); make it with: benchsr sensitivity") from None
     data = data.assign(reason=data["reason"].fillna("") if "reason" in data else "")  # older files have none
