@@ -109,7 +109,7 @@ def sensitivity(
         bool,
         typer.Option(
             "--smallest-eps",
-            help="Also search for the smallest change that costs 3 dB: some 200 gradients an image, of smoothed models 1000.",
+            help="Also search for the smallest change that costs 3 dB: 180 gradients an image, smoothed 900.",
         ),
     ] = False,
     protocol: ProtocolName = "quick",
