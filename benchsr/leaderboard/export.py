@@ -137,10 +137,10 @@ def _smallest(board: Leaderboard, found: Sequence[Smallest]) -> Exhibit:
         board.measured["figure"].isin(list(SMALLEST)) & board.measured["model"].isin([s.card.id for s in found])
     ]
     caption = (
-        f"The smallest change of LR that was found to cost {DROP:g} dB of PSNR, its norm: median over images [smallest, "
-        f"largest]. {board.protocol.title}, fingerprint {board.protocol.fingerprint[:12]}. Each bounds the true smallest "
-        f"from above; not reached: {LARGEST * 255:g}/255, or as much at every element in l2, costs less. Models as they "
-        "are deployed, which the attacks know."
+        f"The smallest change of LR that was found to cost {DROP:g} dB of PSNR, its norm: median over images "
+        f"[smallest, largest]. {board.protocol.title}, fingerprint {board.protocol.fingerprint[:12]}. Each bounds the "
+        f"true smallest from above; not reached: {LARGEST * 255:g}/255, or as much at every element in l2, costs "
+        "less. Models as they are deployed, which the attacks know."
     )
     return Exhibit(caption, heads, [s.card.title for s in found], cells, data.dropna(axis=1, how="all"))
 
