@@ -227,7 +227,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], *tuple[str, ...]]] = {
         "benchsr run --models my-weights.safetensors,mine=net.pth --threats clean,pgd",
         "benchsr run --models mine=package.module:factory --trust-code",
         "benchsr run --protocol paper --device cuda --precision bf16",
-        "benchsr run --protocol adaptive --models re-esrgan --defence jpeg,mrs --threats clean,pgd-eot",
+        "benchsr run --protocol adaptive --models re-esrgan --defence jpeg,mrs --threats clean,apgd-eot",
         "benchsr run --dataset photos/ --out my-boards",
         "benchsr run --scale 2 --models dat-light-x2,bicubic",
         "benchsr run --models bicubic,re-esrgan,dat-light-x4 --threats clean,pgd --transfer",

@@ -71,7 +71,8 @@ def evaluate(
     if options.transfer and not transferable(chosen, threat_ids):
         raise InputError(f"--transfer needs an attack among --threats; {threats} are none")
     around = DEFENCES.select(options.defence) if options.defence else []
-    cards = [each for card in cards for each in (card, *(defended(card, name) for name in around))]
+    bare = {card.id for card in cards if not card.guarded} or {card.id for card in cards}  # the latter are refused
+    cards = [each for card in cards for each in (card, *(defended(card, name) for name in around if card.id in bare))]
     executor = options.load_executor()
     if not isinstance(executor, InProcess):
         require_picklable(cards)

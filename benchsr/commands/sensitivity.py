@@ -89,17 +89,16 @@ def plan(
     search += [protocol.metrics.border, protocol.evaluations, protocol.seed, device.type]
     jobs, lacking = list[Job](), dict[str, str]()
     for card in cards:
-        defended = bool(card.smoothing or card.defence)
-        if defended:
+        if card.guarded:
             lacking[card.id] = _stands_as(card)
-        if defended and not smallest:
+        if card.guarded and not smallest:
             continue
         try:
             key, deployed = network_key(card), deployment(card, load_threat(VIEW).like)
         except BenchsrError as error:
             lacking[card.id] = " ".join(str(error).split())
             continue
-        settings = {"moves": moves} if not defended else {}
+        settings = {"moves": moves} if not card.guarded else {}
         settings |= {"smallest": [*search, deployed]} if smallest else {}
         jobs += [
             Job(card, image, key[:12], measure, digest([of, key, data.sample_key(image)]))
@@ -112,7 +111,7 @@ def plan(
 def _stands_as(card: Card) -> str:
     """Where to find what is measured of the network of a card with a defence alone."""
     root = root_card(card).id.rpartition(BEHIND)[2]
-    plain = [c.id for c in zoo().values() if not (c.smoothing or c.defence) and root_card(c).id == root]
+    plain = [c.id for c in zoo().values() if not c.guarded and root_card(c).id == root]
     return "deployed with a defence; " + (
         f"its network moves as that of {plain[0]}" if plain else "no card of the zoo has its network alone"
     )

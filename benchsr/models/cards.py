@@ -298,6 +298,11 @@ class Card(CardFile):
         return "; ".join(filter(None, parts))
 
     @property
+    def guarded(self) -> bool:
+        """Whether it is deployed with smoothing or another defence."""
+        return bool(self.smoothing or self.defence)
+
+    @property
     def factor(self) -> Scale:
         """The factor of its answers: its scale, and the usual one while nobody has chosen one for it."""
         return USUAL if self.scale == "any" else self.scale

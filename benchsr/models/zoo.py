@@ -79,7 +79,7 @@ def defended(card: Card, defence: str) -> Card:
 
     Raises InputError for a card that is deployed with a defence already.
     """
-    if card.smoothing or card.defence:
+    if card.guarded:
         raise InputError(f"{card.id} is deployed with a defence already; put {defence} around its network alone")
     changes = {
         "id": f"{defence}{BEHIND}{card.id}",

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from toys import FakeLpips, photos, toy_card
 
+from benchsr.base.errors import InputError
 from benchsr.base.registry import Registry
 from benchsr.commands.run import evaluate
 from benchsr.data.datasets import load_dataset
@@ -52,6 +53,18 @@ def test_what_a_defence_costs_stands_in_the_report_and_one_that_does_nothing_cha
     assert "straight-through estimate" in text
     (nothing,) = (row for row in text.splitlines() if row.startswith("| nothing | 1 | 0.00 [0.00, 0.00]"))
     assert "By PSNR, **nothing** is no defence" in text, nothing + line
+
+
+def test_a_model_that_is_defended_already_stands_beside_the_others_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCHSR_CACHE", str(tmp_path / "user-cache"))
+    monkeypatch.setattr("benchsr.metrics.quality.lpips_net", FakeLpips)
+    options = RunOptions(out=tmp_path / "out", cache=tmp_path / "cache", device="cpu", workers=1, defence="bit-depth")
+    outcome = evaluate("bicubic,mrs+bicubic", "clean", toy_protocol(tmp_path), options)
+    assert {r.model for r in outcome.planned} == {"bicubic", "bit-depth+bicubic", "mrs+bicubic"}
+    with pytest.raises(InputError, match="deployed with a defence already"):
+        evaluate("mrs+bicubic", "clean", toy_protocol(tmp_path), options)
 
 
 def attack_keys(model: str, threat: str, protocol: Protocol) -> tuple[str, ...]:
