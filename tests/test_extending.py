@@ -135,6 +135,10 @@ def test_one_of_each_is_seen_in_a_run(site: Path, tmp_path: Path) -> None:
     assert bias["bicubic", "darker"] - bias["bicubic", "clean"] == pytest.approx(-0.1, abs=0.01)
     assert 0.02 < bias["toy-defended", "clean"] - bias["toy-plain", "clean"] <= 0.125
     assert "darker" in (tmp_path / "out" / "mine" / "leaderboard.json").read_text()
+    own = pd.read_csv(tmp_path / "out" / "mine" / "packages-compact.csv").set_index("model")
+    assert own.darker_psnr["toy-plain"] == pytest.approx(table.psnr["toy-plain", "darker", "chelsea"], abs=0.01)
+    assert own.darker_psnr_rank.min() == 1
+    assert "packages-compact" in (tmp_path / "out" / "mine" / "report.md").read_text()
     _metrics_are_everywhere(tmp_path / "out" / "mine", table)
 
 

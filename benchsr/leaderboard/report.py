@@ -88,7 +88,10 @@ from benchsr.threats.table import GROUPS, THREATS
 
 log = logging.getLogger(__name__)
 
-SUMMARIES = (("table1", "table2", "table3", "standins"), ("adaptive", "curves", "ensemble", "variants", "partial"))
+SUMMARIES = (
+    ("table1", "table2", "table3", "standins"),
+    ("adaptive", "curves", "ensemble", "variants", "partial", "packages"),
+)
 """Tables that share those on the terminal."""
 
 GAP, FIGURE = 2, 6
@@ -419,8 +422,8 @@ def summary(records: Sequence[Record], cards: Mapping[str, CardInfo], width: int
     images, an asterisk where images are missing. Each family has its own, of as many threats as fit; ids stay whole.
     """
     scored = [r for r in records if r.status is Status.OK]
-    expected = {t: len({r.image for r in records if r.threat == t}) for t in {r.threat for r in scored}}
-    grid, named = make_grid(records, expected), {r.threat for r in records}
+    expected = {t: len({r.image for r in records if r.threat == t}) for t in dict.fromkeys(r.threat for r in scored)}
+    grid, named = make_grid(records, expected), dict.fromkeys(r.threat for r in records)
     metrics = brief(metrics_of(scored))
     figures = {pair: _brief(cell, metrics) for pair, cell in grid.items()}
     for family, (_, name) in FAMILIES.items():
@@ -432,7 +435,7 @@ def summary(records: Sequence[Record], cards: Mapping[str, CardInfo], width: int
             )
             yield Text(f"{name[0].upper()}{name[1:]}: {titles}, image means")
         for group in SUMMARIES:
-            threats = [t for layout in group for t in LAYOUTS[layout].threats if t in expected]
+            threats = [t for layout in group for t in LAYOUTS[layout].among(expected).threats if t in expected]
             rows = [card.id for card in shown if any(grid.get((card.id, t), NOT_RUN).n for t in threats)]
             wide = {
                 t: max(len(t), FIGURE, *(len(line) for m in rows for line in figures.get((m, t), "").splitlines()))
@@ -442,7 +445,9 @@ def summary(records: Sequence[Record], cards: Mapping[str, CardInfo], width: int
             for part in _fitting(wide, max(map(len, rows), default=0), width):
                 yield _brief_table(part, rows, figures)
                 yield Text()
-        asked = [t for group in SUMMARIES for layout in group for t in LAYOUTS[layout].threats if t in named]
+        asked = [
+            t for group in SUMMARIES for layout in group for t in LAYOUTS[layout].among(named).threats if t in named
+        ]
         for line in blanks([(card, {t: grid.get((card.id, t), NOT_RUN) for t in asked}) for card in members]):
             yield Text(f"{line}\n")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
@@ -108,10 +108,13 @@ class Layout:
         """The title of a column."""
         return DERIVED[column] if column in DERIVED else THREATS[column].title
 
-    def among(self, threats: Container[str]) -> Layout:
-        """This layout on a board of `threats`: the worst is of those among them, where they are two or more."""
+    def among(self, threats: Collection[str]) -> Layout:
+        """This layout on a board of `threats`: the worst is of those among them, where they are two or more. A layout
+        without threats of its own takes those that packages brought.
+        """
         found = tuple(threat for threat in self.worst if threat in threats)
-        return replace(self, worst=found if len(found) > 1 else ())
+        own = self.threats or tuple(THREATS.origins(threats))
+        return replace(self, threats=own, worst=found if len(found) > 1 else ())
 
 
 DERIVED: Mapping[str, str] = {AVERAGE: "Average", WORST: "Worst (derived)"}
@@ -149,6 +152,7 @@ LAYOUTS: Mapping[str, Layout] = {
         tuple(threat for threat in VARIANTS if threat not in WHOLE_VARIANTS),
     ),
     "curves": Layout("Beyond the paper: PGD through the median at growing eps", tuple(SWEEP)),
+    "packages": Layout("Beyond the paper: threats of installed packages", ()),
 }
 
 FAMILIES: Mapping[str, tuple[str, str]] = {
@@ -290,14 +294,15 @@ def make_tables(
 
     `flagged`: (model, threat) whose figures come from an attack that may have been weak.
     """
-    wanted, groups, tables = set(threats), metric_groups(metrics), {}
+    wanted, groups, tables = tuple(threats), metric_groups(metrics), {}
+    layouts = {name: layout.among(wanted) for name, layout in LAYOUTS.items()}
     for family, (suffix, _) in FAMILIES.items():
         members = family_cards(family, grid, cards)
-        for name, layout in LAYOUTS.items():
-            if members and wanted & set(layout.threats):
+        for name, layout in layouts.items():
+            if members and set(wanted) & set(layout.threats):
                 for end, group in groups.items():
                     whole = name + end + suffix
-                    tables[whole] = make_table(whole, family, layout.among(wanted), members, grid, flagged, group)
+                    tables[whole] = make_table(whole, family, layout, members, grid, flagged, group)
     return tables
 
 
