@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchsr.base.errors import BenchsrError, InputError
-from benchsr.defences.smoothing import Smoothed
+from benchsr.defences.table import deploy
 from benchsr.models.cards import Card
 from benchsr.models.network import load_network
 
@@ -34,7 +34,8 @@ class Costs:
 
     `macs_pass` are the multiply-accumulates of convolutions and matrix products of one forward pass (half of what
     torch's FlopCounterMode counts); interpolation, normalisation and activations do not count. `passes` make an
-    answer: the draws of a smoothed model wherever it smooths, else 1. `macs` is their product. `peak_bytes` is
+    answer, whose own are `macs`: the draws of a smoothed model wherever it smooths, what another defence asks of the
+    network, else 1. `peak_bytes` is
     the most that all tensors alive at once hold, weights and input included, scratch space of kernels not: the same on
     every machine of a kind. `seconds` is what an answer took on `machine`, and nowhere else.
     """
@@ -92,25 +93,26 @@ def costs(card: Card, side: int = SIDE, device: str | torch.device = "cpu") -> C
     if side < 1:
         raise InputError(f"costs need an LR side of at least 1 pixel; got {side}")
     network = load_network(card, device)
-    sigma, draws = _smoothing(card)
-    model = Smoothed(network, sigma, draws) if sigma else network
+    model = deploy(card, _most_asked(card), network)
     lr = torch.full((1, 3, side, side), 0.5, device=device)
-    counter, memory = FlopCounterMode(display=False), PeakMemory()
+    single, whole, memory = FlopCounterMode(display=False), FlopCounterMode(display=False), PeakMemory()
+    passes = list[int]()
     with torch.no_grad():
-        with counter:
+        with single:
             network(lr)
-        with memory:
+        counting = network.register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
+        with whole, memory:
             memory.hold([*network.parameters(), *network.buffers(), lr])
             model(lr)
+        counting.remove()
         seconds = _seconds(model, lr)
-    macs = counter.get_total_flops() // 2
     return Costs(
         card.id,
         side,
         parameters=sum(p.numel() for p in network.parameters()),
-        macs_pass=macs,
-        passes=draws,
-        macs=draws * macs,
+        macs_pass=single.get_total_flops() // 2,
+        passes=sum(passes),
+        macs=whole.get_total_flops() // 2,
         peak_bytes=memory.peak,
         seconds=seconds,
         machine=_machine(lr.device),
@@ -126,13 +128,10 @@ def cost_table(cards: Iterable[Card], side: int = SIDE, device: str | torch.devi
             yield Costs(card.id, side, reason=" ".join(str(error).split()))
 
 
-def _smoothing(card: Card) -> tuple[float, int]:
-    """Largest sigma and number of draws; (0, 1) without smoothing."""
-    if card.smoothing is None:
-        return 0.0, 1
-    sigma = card.smoothing.sigma
-    largest = max(sigma.values(), default=0.0) if isinstance(sigma, dict) else sigma
-    return (largest, card.smoothing.n) if largest else (0.0, 1)
+def _most_asked(card: Card) -> str:
+    """The threat against which it smooths most, where that differs from threat to threat."""
+    sigma = card.smoothing.sigma if card.smoothing else 0.0
+    return max(sigma, key=lambda threat: sigma[threat], default="clean") if isinstance(sigma, dict) else "clean"
 
 
 def _seconds(model: nn.Module, lr: Tensor) -> float:

@@ -16,7 +16,7 @@ from benchsr.base.errors import InputError
 from benchsr.commands import costs as module
 from benchsr.commands.costs import Costs, PeakMemory, cost_table, costs
 from benchsr.models.cards import Card
-from benchsr.models.zoo import load_card
+from benchsr.models.zoo import defended, load_card
 
 
 def rrdb_convolutions(nf: int, nb: int, gc: int) -> list[tuple[int, int, int]]:
@@ -84,6 +84,14 @@ def test_an_answer_of_a_smoothed_model_takes_its_draws(tmp_path: Path, sigma: ob
 
 def test_a_model_that_never_smooths_takes_one_pass(tmp_path: Path) -> None:
     assert costs(tiny_card(tmp_path, n=5, sigma=0.0), side=8).passes == 1
+
+
+@pytest.mark.parametrize(("defence", "passes"), [("jpeg", 1), ("self-ensemble", 8), ("mean-smoothing", 21)])
+def test_what_a_defence_asks_of_the_network_counts(tmp_path: Path, defence: str, passes: int) -> None:
+    card = tiny_card(tmp_path)
+    found, plain = costs(defended(card, defence), side=8), costs(card, side=8)
+    assert (found.passes, found.macs_pass) == (passes, plain.macs_pass)
+    assert found.macs == passes * by_hand(8, 1, 32, 8)[1]
 
 
 def test_bicubic_has_no_weights() -> None:
