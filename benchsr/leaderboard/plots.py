@@ -190,7 +190,9 @@ def plot_scatter(
 def plot_heat_map(
     family: str, cards: Sequence[CardInfo], grid: Grid, protocol: LeaderboardInfo, metrics: Sequence[str] = SCORED
 ) -> Figure | None:
-    """Models by threats, a panel a metric, figures written in; None where nothing has a figure."""
+    """Models by threats, a panel a metric, figures written in; None where nothing has a figure. Panels stand below each
+    other, or side by side where the models outnumber the threats of all of them.
+    """
     models = [c for c in cards if any(grid[m, t].n for m, t in grid if m == c.id)]
     threats = [
         t for t in protocol.threats if not THREATS[t].group and any(grid.get((c.id, t), NOT_RUN).n for c in models)
@@ -198,13 +200,14 @@ def plot_heat_map(
     if not models:
         return None
     caption = _caption(f"All threats – {FAMILIES[family][1]}", protocol, "means over images; italics: images missing")
-    size = (max(3 + 0.5 * len(threats), 7.5), 2 + len(metrics) * (0.4 + 0.25 * len(models)))
+    down, across = (1, len(metrics)) if len(models) > len(metrics) * len(threats) else (len(metrics), 1)
+    size = (max(3 + 0.5 * across * len(threats), 7.5), 2 + down * (0.4 + 0.25 * len(models)))
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(caption, fontsize=10)
-    axes = np.atleast_1d(figure.subplots(len(metrics), 1, sharex=True))
+    axes = figure.subplots(down, across, sharex=True, squeeze=False).flat
     cells = [[grid.get((c.id, t), NOT_RUN) for t in threats] for c in models]
-    for ax, metric in zip(axes, metrics, strict=True):
-        _heat_panel(ax, cells, metric, [c.title for c in models], threats)
+    for k, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
+        _heat_panel(ax, cells, metric, [c.title if k == 0 or across == 1 else "" for c in models], threats)
         ax.set_title(_axis_title(metric), fontsize=9)
     return figure
 
