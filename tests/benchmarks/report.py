@@ -1,6 +1,7 @@
 """Write docs/performance.md and docs/performance.png from the benchmarks' JSON.
 
-`python tests/benchmarks/report.py docs/performance.json`: every figure of the document comes from that file.
+`python tests/benchmarks/report.py docs/performance.json`: every figure of the document comes from that file, and from
+readme-command.json beside it, which `readme_command.py` writes by hand.
 """
 
 from __future__ import annotations
@@ -20,17 +21,19 @@ import matplotlib.pyplot as plt
 Case = dict[str, Any]
 
 TITLES = {"fgsm": "FGSM", "pgd": "PGD", "cw": "CW", "mrs": "MRS", "metrics": "PSNR, SSIM, LPIPS"}
-TIME_BARS = {"bf16": 0.50, "fp32": 0.70}
-MEMORY_BAR, STRENGTH_BAR = 0.35, 0.98
+TIME_BARS = {"bf16": 0.50, "fp32": 0.60}
+MEMORY_BAR, STRENGTH_BAR, DRAWS_BAR, README_BAR = 0.35, 0.98, 0.65, 0.5
+AGAIN_BAR, WORKERS_BAR = 0.05, 1.9
+COMMAND_BARS = {"report": 5, "site": 5, "run, all known": 4, "list": 1}
 STEP_BAR_MS, PEAK_BAR_GB, GRID_BAR_HOURS = 90, 24, 1.5
 STEPS = {"fgsm": 1, "bim": 10, "pgd": 10, "cw": 6}
 NETWORKS, COLUMNS, IMAGES, SMOOTHED_COLUMNS, DRAWS = 12, 9, 100, 7, 21
 
 
-def ratio(case: Case, contestant: str, what: str = "seconds") -> float:
+def ratio(case: Case, contestant: str, what: str = "seconds", to: str = "plain") -> float:
     """Median over the rounds of a contestant's time, over that of the plain implementation in the same round."""
-    pairs = zip(case["times"][contestant], case["times"]["plain"], strict=True)
-    return statistics.median(float(ours[what] / plain[what]) for ours, plain in pairs)
+    pairs = zip(case["times"][contestant], case["times"][to], strict=True)
+    return statistics.median(float(ours[what] / other[what]) for ours, other in pairs)
 
 
 def loss_ratio(case: Case, contestant: str) -> float:
@@ -92,7 +95,7 @@ def memory(cases: list[Case]) -> str:
     return table(head, rows)
 
 
-def verdicts(cases: list[Case]) -> str:
+def verdicts(cases: list[Case], readme: Case | None) -> str:
     """The bar's lines, each with what was measured."""
     rows = []
 
@@ -102,13 +105,22 @@ def verdicts(cases: list[Case]) -> str:
 
     for case in cases:
         job = case.get("job", {})
-        if (job.get("network"), job.get("attack")) != ("rrdb-23", "pgd"):
+        if job.get("network") != "rrdb-23":
+            continue
+        if case["kind"] == "speed" and job["attack"] == "mrs":
+            share = ratio(case, "fp32", to="one by one")
+            line(
+                f"MRS-{job['draws']}, RRDB-23, LR {job['width']}x{job['height']}: time over that of single passes",
+                share,
+                DRAWS_BAR,
+            )
+        if job["attack"] != "pgd":
             continue
         for name, bar in TIME_BARS.items():
-            if case["kind"] == "speed":
+            if case["kind"] == "speed" and name in case["times"]:
                 line(f"PGD-10, RRDB-23, {name}: time ratio", ratio(case, name), bar)
                 line(f"PGD-10, RRDB-23, {name}: loss ratio", loss_ratio(case, name), STRENGTH_BAR, most=False)
-            if case["kind"] == "memory":
+            if case["kind"] == "memory" and name in case["peak_bytes"]:
                 share = case["peak_bytes"][name] / case["peak_bytes"]["plain"]
                 line(f"PGD, RRDB-23, {name}: peak memory ratio ({case['malloc']})", share, MEMORY_BAR)
         if case["kind"] == "whole image" and job["contestant"] == "bf16":
@@ -117,8 +129,61 @@ def verdicts(cases: list[Case]) -> str:
             line("paper's grid, hours (extrapolated)", grid_hours(case), GRID_BAR_HOURS)
     for case in cases:
         if case["kind"] == "again":
-            line("second identical run / first", case["second_seconds"] / case["first_seconds"], 0.05)
+            line("second identical run / first", case["second_seconds"] / case["first_seconds"], AGAIN_BAR)
+        if case["kind"] == "workers":
+            one, two = (case["workers"][n]["seconds"] for n in ("1", "2"))
+            line(f"{case['cells']:,} cells of mixed cost: two workers' speed over one's", one / two, WORKERS_BAR, False)
+        if case["kind"] == "commands":
+            for name, bar in COMMAND_BARS.items():
+                line(
+                    f"`benchsr {name.split(',')[0]}`{''.join(name.partition(',')[1:])}, s",
+                    min(case["seconds"][name]),
+                    bar,
+                )
+    if readme:
+        line("README's command: today's code / the first round's", readme_ratio(readme), README_BAR)
     return table(["bar", "measured", "wanted", ""], rows)
+
+
+def readme_ratio(readme: Case) -> float:
+    """Median over the rounds of the seconds of today's code over those of the old one."""
+    return statistics.median(
+        float(new / old) for old, new in zip(readme["seconds"]["old"], readme["seconds"]["new"], strict=True)
+    )
+
+
+def whole_runs(cases: list[Case]) -> str:
+    """What whole commands, the runner and the scheduler take."""
+    rows = []
+    for case in cases:
+        load = f"{case.get('load', 0):.1f}"
+        if case["kind"] == "commands":
+            for name, seconds in case["seconds"].items():
+                rows.append(
+                    [f"`benchsr {name.split(',')[0]}`{''.join(name.partition(',')[1:])}, best of {len(seconds)}"]
+                )
+                rows[-1] += [f"{min(seconds):.2f} s", load]
+        if case["kind"] == "again":
+            for which in ("first", "second"):
+                rows.append([f"the {which} of two identical runs", f"{case[f'{which}_seconds']:.2f} s", load])
+        if case["kind"] == "runner":
+            cost = f"{1e3 * case['cpu_seconds_an_evaluation']:.2f} ms"
+            rows.append(["the runner's own work for each of 10,000 evaluations, CPU time", cost, load])
+        if case["kind"] == "workers":
+            for workers, taken in case["workers"].items():
+                what = f"{case['cells']:,} cells, worker processes: {workers} (ready after {taken['start']:.1f} s)"
+                rows.append([what, f"{taken['seconds']:.1f} s", load])
+    return table(["what", "time", "load"], rows) if rows else ""
+
+
+def readme_table(readme: Case) -> str:
+    """Seconds of the rounds, and in how many figures old and new code agree."""
+    rounds = zip(readme["seconds"]["old"], readme["seconds"]["new"], strict=True)
+    rows = [
+        [str(number), str(readme["photographs"]), f"{old:.0f} s", f"{new:.0f} s", f"{new / old:.2f}"]
+        for number, (old, new) in enumerate(rounds, 1)
+    ]
+    return table(["round", "photographs", readme["old_commit"] or "old", readme["new_commit"] or "new", "ratio"], rows)
 
 
 def grid_hours(case: Case) -> float:
@@ -141,43 +206,44 @@ def whole(cases: list[Case]) -> str:
     return table([*head, "grid, extrapolated"], rows)
 
 
+GROWN = {"images": ("images", "images"), "side": ("height", "LR side, pixels"), "draws": ("draws", "draws")}
+"""What grows, as cases are named: the field of the job that it is, and the axis."""
+
+
 def plot(cases: list[Case], file: Path) -> None:
     """Time ratios, and seconds against images, LR side and draws."""
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.4), layout="constrained")
+    grown = {
+        what: sorted(found, key=lambda case: case["job"][GROWN[what][0]])
+        for what in GROWN
+        if (found := [case for case in cases if case["kind"] == "growth" and what in case["name"]])
+    }
+    count = 1 + len(grown)
+    figure, grid = plt.subplots(1, count, figsize=(3.5 * count, 3.4), layout="constrained", squeeze=False)
+    ratios, *axes = grid[0]
     bars = [c for c in cases if c["kind"] == "speed"]
     for k, name in enumerate(("fp32", "bf16")):
         own = [(i, ratio(c, name)) for i, c in enumerate(bars) if name in c["times"]]
-        axes[0].barh([i + 0.4 * k for i, _ in own], [r for _, r in own], height=0.38, label=name)
-    axes[0].set_yticks([i + 0.2 for i in range(len(bars))])
-    axes[0].set_yticklabels([f"{c['job']['network']} {c['job']['attack']}" for c in bars], fontsize=8)
-    axes[0].axvline(1, color="0.5", lw=0.8)
-    axes[0].set_xlabel("time / plain implementation")
-    for axis, (field, title) in zip(
-        axes[1:], (("images", "images"), ("height", "LR side, pixels"), ("draws", "draws")), strict=True
-    ):
-        own_cases = sorted(
-            (c for c in cases if c["kind"] == "growth" and varies(c, field)), key=lambda c: c["job"][field]
-        )
-        for name in ("plain", "fp32", "bf16"):
-            points = [
-                (c["job"][field], statistics.median(t["seconds"] for t in c["times"][name]))
-                for c in own_cases
-                if name in c["times"]
-            ]
-            if points:
-                axis.plot(*zip(*points, strict=True), marker="o", label=name)
-        axis.set(xscale="log", yscale="log", xlabel=title, ylabel="seconds")
-    for axis in axes[:2]:
+        ratios.barh([i + 0.4 * k for i, _ in own], [r for _, r in own], height=0.38, label=name)
+    ratios.set_yticks([i + 0.2 for i in range(len(bars))])
+    ratios.set_yticklabels([f"{c['job']['network']} {c['job']['attack']}" for c in bars], fontsize=8)
+    ratios.axvline(1, color="0.5", lw=0.8)
+    ratios.set_xlabel("time / plain implementation")
+    ratios.legend(fontsize=8)
+    for axis, (what, own_cases) in zip(axes, grown.items(), strict=True):
+        field, label = GROWN[what]
+        for name in own_cases[0]["times"]:
+            points = [(c["job"][field], statistics.median(t["seconds"] for t in c["times"][name])) for c in own_cases]
+            axis.plot(*zip(*points, strict=True), marker="o", label=name)
+        axis.set(xscale="log", yscale="log", xlabel=label, ylabel="seconds")
         axis.legend(fontsize=8)
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
 
-def varies(case: Case, field: str) -> bool:
-    return {"images": "images", "height": "side", "draws": "draws"}[field] in case["name"]
+WHOLE_RUNS = ("commands", "again", "runner", "workers")
 
 
-def document(machines: list[Case], plot_name: str) -> str:
+def document(machines: list[Case], plot_name: str, readme: Case | None) -> str:
     sections = []
     for machine in machines:
         cases = machine["cases"]
@@ -191,7 +257,9 @@ def document(machines: list[Case], plot_name: str) -> str:
                     for kind, make in {"speed": speed, "memory": memory, "growth": speed, "whole image": whole}.items()
                     if any(c["kind"] == kind for c in cases)
                 },
-                "verdicts": verdicts(cases),
+                "whole_runs": whole_runs(sorted(cases, key=lambda c: (*WHOLE_RUNS, c["kind"]).index(c["kind"]))),
+                # By hand, and on one machine, which need not be the one that the rest was measured on.
+                "verdicts": verdicts(cases, readme if machine is machines[0] else None),
             }
         )
     template = Path(__file__).with_name("performance.md.j2").read_text(encoding="utf-8")
@@ -199,7 +267,17 @@ def document(machines: list[Case], plot_name: str) -> str:
     grid = (
         f"{NETWORKS} networks x {COLUMNS} columns x {IMAGES} images, {DRAWS} draws in {SMOOTHED_COLUMNS} columns of one"
     )
-    return environment.from_string(template).render(sections=sections, plot=plot_name, grid=grid).rstrip() + "\n"
+    return (
+        environment.from_string(template)
+        .render(
+            sections=sections,
+            plot=plot_name,
+            grid=grid,
+            readme=readme and {**readme, "table": readme_table(readme)},
+        )
+        .rstrip()
+        + "\n"
+    )
 
 
 def main(files: list[str]) -> None:
@@ -210,7 +288,9 @@ def main(files: list[str]) -> None:
         machines.append({"machine_info": data["machine_info"], "cases": cases})
     target = Path(files[0]).with_suffix(".md")
     plot(machines[0]["cases"], target.with_suffix(".png"))
-    target.write_text(document(machines, target.with_suffix(".png").name), encoding="utf-8")
+    by_hand = target.with_name("readme-command.json")
+    readme = json.loads(by_hand.read_text(encoding="utf-8")) if by_hand.exists() else None
+    target.write_text(document(machines, target.with_suffix(".png").name, readme), encoding="utf-8")
 
 
 if __name__ == "__main__":

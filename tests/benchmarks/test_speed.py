@@ -1,4 +1,5 @@
-"""Time, memory and strength side by side with the plain implementation, and how cost grows. `tox -e bench` runs them.
+"""Time, memory and strength side by side with the plain implementation, how cost grows, and what commands, runner and
+scheduler take. `tox -e bench` runs them.
 
 Within a round all contestants run one after another, so that what disturbs the machine disturbs all of them; what
 pytest-benchmark itself times is the last. Everything that `report.py` needs is in `extra_info`.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -24,11 +26,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from toys import toy_card
 
+from benchmarks import toil
 from benchmarks.workloads import (
     ATTACKS,
     CONTESTANTS,
     DEVICE,
-    TASKS,
     Job,
     kept_bytes,
     network,
@@ -44,14 +46,22 @@ from benchsr.evaluation.options import RunOptions
 from benchsr.evaluation.plan import Cell
 from benchsr.results.records import Record
 
-SIDES = {"rrdb-23": 48, "compact": 64}
+SPEED = (
+    Job("rrdb-23", "pgd", "", 48, 48),
+    Job("rrdb-23", "mrs", "", 24, 24),
+    Job("rrdb-23", "metrics", "", 48, 48),
+    Job("compact", "pgd", "", 64, 64),
+    Job("compact", "cw", "", 64, 64),
+)
 ROUNDS = 2
 DIV2K = (339, 510)
 """LR height and width of a typical DIV2K validation image."""
 
 
 def contestants(task: str) -> list[str]:
-    """bf16 is an option of attacks only: what is scored is computed in float32."""
+    """bf16 is an option of attacks only: what is scored is computed in float32. Draws are also taken one by one."""
+    if task == "mrs":
+        return ["plain", "one by one", "fp32"]
     return [c for c in CONTESTANTS if c != "bf16" or task in ATTACKS]
 
 
@@ -85,29 +95,26 @@ def side_by_side(benchmark: BenchmarkFixture, job: Job, rounds: int = ROUNDS) ->
         benchmark.extra_info["strength"] = {name: strength(job, r) for name, r in results.items()}
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("name", SIDES)
-def test_speed(benchmark: BenchmarkFixture, name: str, task: str) -> None:
-    side_by_side(benchmark, Job(name, task, "", SIDES[name], SIDES[name]))
+@pytest.mark.parametrize("job", SPEED, ids=lambda job: f"{job.network} {job.attack}")
+def test_speed(benchmark: BenchmarkFixture, job: Job) -> None:
+    side_by_side(benchmark, job)
 
 
 MALLOC = {"live": {"MALLOC_MMAP_THRESHOLD_": "262144"}, "resident": {}}
 """glibc returns large blocks to the system at once ("live"), or keeps what it thinks it can use again ("resident")."""
 
 
-@pytest.mark.parametrize(("task", "malloc"), [*((t, "live") for t in TASKS), ("pgd", "resident")])
-@pytest.mark.parametrize("name", SIDES)
-def test_memory(benchmark: BenchmarkFixture, name: str, task: str, malloc: str) -> None:
+@pytest.mark.parametrize("malloc", MALLOC)
+@pytest.mark.parametrize("job", [job for job in SPEED if job.attack == "pgd"], ids=lambda job: job.network)
+def test_memory(benchmark: BenchmarkFixture, job: Job, malloc: str) -> None:
     """Peak growth of a fresh process. Two steps: from the second on the peak of an attack stays where it is."""
-    steps = 2 if task in ("pgd", "cw") else None
-    jobs = {c: Job(name, task, c, SIDES[name], SIDES[name], steps=steps) for c in contestants(task)}
+    jobs = {c: replace(job, contestant=c, steps=2) for c in contestants(job.attack)}
 
     def measure() -> dict[str, int]:
         return {c: in_fresh_process(job, MALLOC[malloc]) for c, job in jobs.items()}
 
     benchmark.extra_info |= {"kind": "memory", "malloc": malloc, "job": asdict(jobs["plain"])}
-    if task in ATTACKS:
-        benchmark.extra_info["kept_bytes"] = {c: kept_bytes(job) for c, job in jobs.items() if c != "plain"}
+    benchmark.extra_info["kept_bytes"] = {c: kept_bytes(job) for c, job in jobs.items() if c != "plain"}
     benchmark.extra_info["peak_bytes"] = benchmark.pedantic(measure, rounds=1)
 
 
@@ -124,16 +131,64 @@ def in_fresh_process(job: Job, environment: dict[str, str]) -> int:
 
 
 GROWTH = {
-    **{f"images {n}": Job("compact", "pgd", "", 32, 32, images=n, steps=2) for n in (1, 2, 4, 8)},
-    **{f"side {s}": Job("compact", "pgd", "", s, s, steps=2) for s in (32, 64, 128)},
-    **{f"draws {n}": Job("compact", "mrs", "", 32, 32, draws=n) for n in (21, 101)},
+    # A CPU takes images one by one.
+    **{f"images {n}": Job("compact", "pgd", "", 32, 32, images=n, steps=2) for n in (1, 2, 4, 8) if DEVICE != "cpu"},
+    **{f"side {s}": Job("compact", "pgd", "", s, s, steps=2) for s in (24, 48, 96)},
+    **{f"draws {n}": Job("compact", "mrs", "", 24, 24, draws=n) for n in (21, 101)},
 }
 
 
 @pytest.mark.parametrize("case", GROWTH)
 def test_growth(benchmark: BenchmarkFixture, case: str) -> None:
-    side_by_side(benchmark, GROWTH[case])
+    side_by_side(benchmark, GROWTH[case], rounds=1)
     benchmark.extra_info["kind"] = "growth"
+
+
+COMMANDS = {
+    "report": "report",
+    "site": "site --leaderboards leaderboards --out site",
+    "run, all known": "run --models all --threats all",
+    "list": "list models",
+}
+"""Commands on a copy of leaderboards/quick in which nothing changes."""
+
+BOARD = Path(__file__).parents[2] / "leaderboards" / "quick"
+
+
+def test_commands(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    """Whole processes. The first of each may draw or fetch what it lacks, and is not counted."""
+    shutil.copytree(BOARD, tmp_path / "leaderboards" / "quick")
+    main = [sys.executable, "-c", "from benchsr.cli import main; main()"]
+
+    def seconds(command: str) -> float:
+        begun = time.perf_counter()
+        environment = {**os.environ, "PYTHONPATH": str(BOARD.parents[1])}
+        subprocess.run([*main, *command.split()], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, check=True)
+        return time.perf_counter() - begun
+
+    def measure() -> dict[str, list[float]]:
+        return {name: [seconds(command) for _ in range(4)][1:] for name, command in COMMANDS.items()}
+
+    before = (tmp_path / "leaderboards" / "quick" / "results.csv").read_bytes()
+    benchmark.extra_info |= {"kind": "commands", "seconds": benchmark.pedantic(measure, rounds=1)}
+    benchmark.extra_info["load"] = os.getloadavg()[0]
+    assert (tmp_path / "leaderboards" / "quick" / "results.csv").read_bytes() == before
+
+
+CELLS, PIECES = 1_000, 60_000
+"""Cells, and pieces of work in all of them: about 40 s of one core."""
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
+def test_workers(benchmark: BenchmarkFixture) -> None:
+    """Cells of mixed cost on one worker process and on two."""
+    cells = toil.toil(toil.spread(BOARD, CELLS), PIECES)
+
+    def measure() -> dict[str, dict[str, float]]:
+        return {str(workers): toil.seconds(cells, workers) for workers in (1, 2)}
+
+    benchmark.extra_info |= {"kind": "workers", "cells": CELLS, "workers": benchmark.pedantic(measure, rounds=1)}
+    benchmark.extra_info["load"] = os.getloadavg()[0]
 
 
 def test_again(benchmark: BenchmarkFixture, tmp_path: Path) -> None:

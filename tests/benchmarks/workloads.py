@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from benchmarks import plain
 from benchsr.base.errors import BenchsrError, UnavailableError
-from benchsr.base.inference import Autocast, freeze
+from benchsr.base.inference import Autocast, freeze, one_thread
+from benchsr.base.precision import bf16_speedup
 from benchsr.base.rng import generators
 from benchsr.defences.smoothing import Smoothed
 from benchsr.evaluation.memory import bytes_per_pixel
@@ -30,7 +31,8 @@ from benchsr.models.network import load_network
 from benchsr.threats.attacks import CW, FGSM, PGD, GradientAttack
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CONTESTANTS = ("plain", "fp32", "bf16")
+CONTESTANTS = ("plain", "fp32", *(["bf16"] if bf16_speedup(torch.device(DEVICE)) > 1 else []))
+"""bf16 only where the machine has it: in emulation it takes ten times as long."""
 NETWORKS = {"rrdb-23": ("impressionism-ntire", 64, 23), "compact": ("compact-esrgan", 32, 3)}
 """Zoo entry, and filters and blocks of the random network that stands in where its weights cannot be had."""
 LAYERS = {"vgg16": 29, "vgg19": 35}
@@ -39,7 +41,10 @@ SIGMA = 0.03
 
 @dataclass(frozen=True)
 class Job:
-    """One contestant's work: `attack` ("mrs" and "metrics" too) on `images` LR of `height` x `width` pixels."""
+    """One contestant's work: `attack` ("mrs" and "metrics" too) on `images` LR of `height` x `width` pixels.
+
+    The contestant "one by one" is the network as benchsr has it, in single passes, as the yardstick of smoothing.
+    """
 
     network: str
     attack: str
@@ -138,8 +143,8 @@ def _attack(ours: Callable[..., GradientAttack], by_hand: Callable[..., Tensor])
 
 
 def _median(job: Job, net: nn.Module, lr: Tensor, hr: Tensor) -> Callable[[], Tensor]:
-    if job.contestant == "plain":
-        by_hand = plain.thawed(net)
+    if job.contestant in ("plain", "one by one"):
+        by_hand = plain.thawed(net) if job.contestant == "plain" else net
         return lambda: plain.median_of_draws(by_hand, lr, SIGMA, job.draws)
     smoothed = Smoothed(Autocast(net) if job.contestant == "bf16" else net, SIGMA, job.draws)
 
@@ -207,4 +212,5 @@ def peak_bytes(job: Job) -> int:
 
 if __name__ == "__main__":
     vars(objectives)["vgg_trunk"] = trunk
-    print(peak_bytes(Job(**json.loads(sys.argv[1]))))
+    with one_thread():
+        print(peak_bytes(Job(**json.loads(sys.argv[1]))))
