@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ import torch.nn.functional as F
 from PIL import Image
 from spandrel.architectures.ESRGAN import ESRGAN
 from torch import Tensor, nn
+
+from benchsr.evaluation.executors import usable_cores
 
 
 def tiny_rrdb(seed: int = 0, num_filters: int = 8, num_blocks: int = 1, scale: int = 4) -> nn.Module:
@@ -60,6 +64,23 @@ def drawn_figures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("benchsr.base.drawing.cache_dir", lambda: folder)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def machine(record_testsuite_property: Callable[[str, object], None]) -> None:
+    """What a log of the tests says of where they ran (tests/docs/reliability.py)."""
+    record_testsuite_property("python", platform.python_version())
+    record_testsuite_property("torch", torch.__version__)
+    record_testsuite_property("instructions", torch.backends.cpu.get_cpu_capability())
+    record_testsuite_property("cores", usable_cores())
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Log what a trial of docs/reliability.md says of itself: the first lines of its module's docstring and its own."""
+    if isinstance(item, pytest.Function) and item.get_closest_marker("reliability"):
+        for name, described in {"about": item.module, "trial": item.function}.items():
+            if text := inspect.getdoc(described):
+                item.user_properties.append((name, text.splitlines()[0]))
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from toys import FakeLpips, photos, protocol, toy_card
 
 from benchsr.commands.run import Outcome, evaluate
 from benchsr.evaluation import worker
-from benchsr.evaluation.executors import Executor, MakeWorker, load_executor
+from benchsr.evaluation.executors import Executor, InProcess, MakeWorker, load_executor
 from benchsr.evaluation.options import RunOptions
 from benchsr.evaluation.plan import Cell
 from benchsr.evaluation.worker import Worker
@@ -179,6 +179,23 @@ def make_bench(folder: Path, n_images: int) -> ToyBench:
     toy_card(folder, "toy-b", seed=2)
     protocol(folder, photos(folder / "photos", n_images))
     return ToyBench(folder)
+
+
+Note = Callable[[str, object], None]
+"""pytest's `record_property`."""
+
+
+def compare(bench: ToyBench, out: str, note: Note = lambda *_: None) -> None:
+    """Assert that no line is lost, doubled or different from those of an undisturbed run; `note` gets the counts."""
+    if not (bench.folder / "whole").exists():
+        bench.run("whole", ToyExecutor(InProcess(torch.device("cpu"))), cache=bench.folder / "cache-whole")
+    whole, found = bench.table("whole"), bench.table(out)
+    assert len(whole.query("status == 'ok'")) == bench.evaluations
+    lost, doubled = len(whole.index.difference(found.index)), int(found.index.duplicated().sum())
+    note("lost", lost)
+    note("doubled", doubled)
+    assert (lost, doubled) == (0, 0)
+    pd.testing.assert_frame_equal(whole, found)
 
 
 if __name__ == "__main__":

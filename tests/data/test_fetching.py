@@ -145,7 +145,9 @@ def test_fetch_then_load_then_fetch_nothing(site: Site, small: Path) -> None:
     assert state(load_data_card(small)) == (True, "here")
 
 
+@pytest.mark.reliability
 def test_a_fetch_cut_short_goes_on_where_it_stopped(site: Site, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download cut short by the server: taken up where it broke off, and its hash checked."""
     site.cuts = 1
     with pytest.raises(UnavailableError, match="HR"):
         fetch(small)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from faults import FAULTS, ToyBench, ToyExecutor, make_bench, needs_ray
+from faults import FAULTS, Note, ToyBench, ToyExecutor, compare, make_bench, needs_ray
 from toys import toy_card
 
 from benchsr.base.errors import InputError, UnknownIdError
@@ -51,7 +51,9 @@ def test_processes_give_the_figures_of_this_process(bench: ToyBench) -> None:
     assert multiprocessing.active_children() == []
 
 
-def test_every_misbehaviour_is_a_row(bench: ToyBench) -> None:
+@pytest.mark.reliability
+def test_every_misbehaviour_is_a_row(bench: ToyBench, record_property: Note) -> None:
+    """Networks that raise, answer nonsense, fill the memory, hang or die: rows that fail with the reason."""
     names = [f"toy-{fault}" for fault in FAULTS]
     cards = [toy_card(bench.folder, name, seed=10 + i) for i, name in enumerate(names)]
     models = ",".join([*cards, str(bench.folder / "toy-a.toml")])
@@ -65,6 +67,7 @@ def test_every_misbehaviour_is_a_row(bench: ToyBench) -> None:
     reasons = {record.model.removeprefix("toy-"): record.reason for record in outcome.failures}
     for fault, (_, words) in FAULTS.items():
         assert words in reasons[fault]
+    record_property("misbehaviours", ", ".join(FAULTS))
     assert multiprocessing.active_children() == []
 
 
@@ -164,11 +167,27 @@ def test_cores_are_no_more_than_the_groups_give_time_of(
 
 @needs_ray
 @pytest.mark.slow
+@pytest.mark.reliability
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_ray_gives_the_figures_of_this_process(bench: ToyBench, workers: int, ray_cores: None) -> None:
-    bench.run("here", ToyExecutor(InProcess(CPU)))
-    bench.run("there", ToyExecutor(load_executor("ray", "cpu", workers)))
-    pd.testing.assert_frame_equal(bench.table("here"), bench.table("there"))
+def test_ray_gives_the_figures_of_this_process(
+    bench: ToyBench, workers: int, ray_cores: None, record_property: Note
+) -> None:
+    """Ray against this process: equal to the last digit."""
+    bench.run("out", ToyExecutor(load_executor("ray", "cpu", workers)))
+    record_property("workers", workers)
+    compare(bench, "out", record_property)
+
+
+@pytest.mark.slow
+@pytest.mark.reliability
+def test_two_workers_are_faster_than_one(bench: ToyBench, record_property: Note) -> None:
+    """Evaluations a second of the toy benchmark, from the first one on; two cores or more."""
+    cards = ",".join(toy_card(bench.folder, f"toy-{i}", seed=i) for i in range(6))
+    for workers in (1, 2):
+        moments: list[float] = []
+        toy = ToyExecutor(Processes(CPU, workers), watch=lambda _, moments=moments: moments.append(time.monotonic()))  # type: ignore[misc]
+        assert not bench.run(f"out{workers}", toy, cards).failures
+        record_property(f"a second, {workers} workers", f"{(len(moments) - 1) / (moments[-1] - moments[0]):.1f}")
 
 
 @needs_ray

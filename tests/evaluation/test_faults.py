@@ -1,6 +1,6 @@
 """Kills, full disks, flipped bytes, rivals: whatever happens, the table ends up the same, no line lost or doubled.
 
-The slow tests print what they counted (`pytest -s`); docs/reliability.md tells of one such run.
+Trials of docs/reliability.md (tests/docs/reliability.py); tests/evaluation/test_kills.py has those of whole commands.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from faults import ToyBench, ToyExecutor, make_bench, needs_ray
+from faults import Note, ToyBench, ToyExecutor, compare, make_bench, needs_ray
 
 from benchsr.base.errors import InputError
 from benchsr.evaluation import executors
@@ -28,6 +28,8 @@ from benchsr.results.records import Record
 
 CPU = torch.device("cpu")
 KILLS = 20
+
+pytestmark = pytest.mark.reliability
 
 
 @pytest.fixture
@@ -55,21 +57,10 @@ def lines(bench: ToyBench, out: str) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def compare(bench: ToyBench, out: str) -> None:
-    """Assert that no line is lost, doubled or different from those of an undisturbed run."""
-    if not (bench.folder / "whole").exists():
-        bench.run("whole", ToyExecutor(InProcess(CPU)), cache=bench.folder / "cache-whole")
-    whole, found = bench.table("whole"), bench.table(out)
-    assert len(whole.query("status == 'ok'")) == bench.evaluations
-    lost, doubled = len(whole.index.difference(found.index)), int(found.index.duplicated().sum())
-    print(f"\n{out}: {lost} lost, {doubled} doubled of {len(whole)}")
-    assert (lost, doubled) == (0, 0)
-    pd.testing.assert_frame_equal(whole, found)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_run_killed_again_and_again_goes_on(bench: ToyBench, workers: int) -> None:
+def test_a_run_killed_again_and_again_goes_on(bench: ToyBench, workers: int, record_property: Note) -> None:
+    """A run killed with kill -9 at random moments, then resumed; what was in flight is repeated."""
     moments, kills = random.Random(workers), 0
     while kills < KILLS:
         before = lines(bench, "out")
@@ -85,8 +76,9 @@ def test_a_run_killed_again_and_again_goes_on(bench: ToyBench, workers: int) -> 
     said = last.communicate(timeout=300)[1].decode()
     assert last.returncode == 0, said
     computed = (bench.folder / "log-out").read_text().split()
-    print(f"\n{kills} kills, {workers} workers: {len(computed)} evaluations computed for {bench.evaluations}")
-    compare(bench, "out")
+    for name, count in {"workers": workers, "kills": kills, "computed": len(computed)}.items():
+        record_property(name, count)
+    compare(bench, "out", record_property)
     assert kills >= 10
     assert (
         len(computed) - bench.evaluations <= kills * workers * 2
@@ -124,34 +116,44 @@ def ray_workers() -> list[psutil.Process]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["local", pytest.param("ray", marks=needs_ray)])
 def test_workers_killed_again_and_again_lose_nothing(
-    bench: ToyBench, kind: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    bench: ToyBench,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    record_property: Note,
 ) -> None:
+    """A random worker killed with kill -9, over and over, the run going on."""
     monkeypatch.setattr(executors, "ATTEMPTS", 10)  # one cell may be hit several times
     if kind == "ray":
         request.getfixturevalue("ray_cores")
     inner: Executor = load_executor("ray", "cpu", 2) if kind == "ray" else Processes(CPU, 2)
     reaper = Reaper(ray_workers if kind == "ray" else spawned)
     outcome = bench.run("out", ToyExecutor(inner, seconds=0.2, watch=reaper.watch))
-    print(f"\n{reaper.kills} {kind} workers killed")
+    record_property("workers", f"2, {kind}")
+    record_property("kills", reaper.kills)
     assert reaper.kills >= 10
     assert not outcome.failures
-    compare(bench, "out")
+    compare(bench, "out", record_property)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rivals", [2, 4])
-def test_concurrent_runs_share_cache_and_leaderboard(bench: ToyBench, rivals: int) -> None:
+def test_concurrent_runs_share_cache_and_leaderboard(bench: ToyBench, rivals: int, record_property: Note) -> None:
+    """Runs at once on one cache and one leaderboard, sharing evaluations."""
     a, b = str(bench.folder / "toy-a.toml"), str(bench.folder / "toy-b.toml")
     share = [f"bicubic,{a}", f"{a},{b}", f"{b},bicubic", f"{b},{a}"]  # overlapping: some evaluations come twice
     runs = [start(bench, "out", 1, 0.02, models) for models in share[:rivals]]
     for run in runs:
         said = run.communicate(timeout=500)[1].decode()
         assert run.returncode == 0, said
-    compare(bench, "out")
+    record_property("runs at once", rivals)
+    compare(bench, "out", record_property)
     assert AttackCache(bench.folder / "cache").damaged() == {}
 
 
 def test_a_run_with_other_settings_in_the_same_folder_is_noticed(bench: ToyBench) -> None:
+    """A run with other settings takes the folder over: the first ends with an error that says so."""
+
     def rival(_: Record) -> None:
         if not (bench.folder / "rival").exists():
             (bench.folder / "rival").touch()
@@ -176,24 +178,33 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_cache_costs_no_result(bench: ToyBench, small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_cache_costs_no_result(
+    bench: ToyBench, small_disk: Path, caplog: pytest.LogCaptureFixture, record_property: Note
+) -> None:
+    """The cache on a full file system (tmpfs of 64 KB): one warning."""
     (small_disk / "ballast").write_bytes(b"x" * 40_000)
     outcome = bench.run("out", ToyExecutor(InProcess(CPU)), cache=small_disk)
     assert not outcome.failures
     assert caplog.text.count("going on without keeping attacks") == 1
     assert "No space left" in caplog.text
-    compare(bench, "out")
+    compare(bench, "out", record_property)
 
 
-def test_a_read_only_cache_costs_no_result(bench: ToyBench, small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_read_only_cache_costs_no_result(
+    bench: ToyBench, small_disk: Path, caplog: pytest.LogCaptureFixture, record_property: Note
+) -> None:
+    """The cache on a read-only file system: one warning."""
     AttackCache(small_disk).put("ab" * 32, torch.zeros(3, 4, 4), AttackReport(0.0))
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     bench.run("out", ToyExecutor(InProcess(CPU)), cache=small_disk)
     assert caplog.text.count("Read-only file system") == 1
-    compare(bench, "out")
+    compare(bench, "out", record_property)
 
 
-def test_a_full_disk_ends_the_run_and_keeps_its_results(bench: ToyBench, small_disk: Path) -> None:
+def test_a_full_disk_ends_the_run_and_keeps_its_results(
+    bench: ToyBench, small_disk: Path, record_property: Note
+) -> None:
+    """The results on a full file system: an error that names the file; with room again the run goes on."""
     (small_disk / "ballast").write_bytes(b"x" * 44_000)
     with pytest.raises(InputError, match=r"(results|timings).csv.*No space left"):
         bench.run(str(small_disk), ToyExecutor(InProcess(CPU)))
@@ -202,10 +213,13 @@ def test_a_full_disk_ends_the_run_and_keeps_its_results(bench: ToyBench, small_d
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     outcome = bench.run(str(small_disk), ToyExecutor(InProcess(CPU)))
     assert outcome.computed <= bench.evaluations - kept + 1
-    compare(bench, str(small_disk))
+    compare(bench, str(small_disk), record_property)
 
 
-def test_flipped_bytes_in_the_cache_are_found(bench: ToyBench, caplog: pytest.LogCaptureFixture) -> None:
+def test_flipped_bytes_in_the_cache_are_found(
+    bench: ToyBench, caplog: pytest.LogCaptureFixture, record_property: Note
+) -> None:
+    """A bit flipped in every second cache entry: each is reported and computed again."""
     cache, dice = AttackCache(bench.folder / "cache"), random.Random(0)
     bench.run("first", ToyExecutor(InProcess(CPU)), cache=cache.folder)
     entries = sorted(Path(entry.path) for entry in cache.entries())
@@ -218,11 +232,13 @@ def test_flipped_bytes_in_the_cache_are_found(bench: ToyBench, caplog: pytest.Lo
     bench.run("out", ToyExecutor(InProcess(CPU)), cache=cache.folder)
     assert caplog.text.count("is damaged") == len(entries[::2])
     assert cache.damaged() == {}
-    compare(bench, "out")
+    record_property("flipped", len(entries[::2]))
+    compare(bench, "out", record_property)
 
 
 @pytest.mark.slow
-def test_memory_stays_level_over_500_cells(bench: ToyBench) -> None:
+def test_memory_stays_level_over_500_cells(bench: ToyBench, record_property: Note) -> None:
+    """Soak: cells of toy networks in one process, whose memory stays level."""
     models = ",".join(str(bench.folder / f"toy-{name}.toml") for name in "ab")
     seen: list[int] = []
 
@@ -234,12 +250,13 @@ def test_memory_stays_level_over_500_cells(bench: ToyBench) -> None:
         bench.run(f"out{rounds}", ToyExecutor(InProcess(CPU), watch=watch), models, threats="clean,noise,fgsm,pgd")
         rounds += 1
     early, late = max(seen[60:120]), max(seen[-60:])
-    print(f"\n{len(seen)} cells: {early / 1e6:.0f} MB early, {late / 1e6:.0f} MB at the end")
+    for name, count in {"cells": len(seen), "MB early": round(early / 1e6), "MB at the end": round(late / 1e6)}.items():
+        record_property(name, count)
     assert late - early < 40e6
 
 
 def test_two_workers_are_at_work_at_the_same_time(bench: ToyBench, tmp_path: Path) -> None:
-    """Each begins only when the other has begun too: one after the other they would wait for ever."""
+    """Two workers, each of which begins only when the other has begun too."""
     met = tmp_path / "met"
     met.mkdir()
     card = str(bench.folder / "toy-a.toml")

@@ -129,7 +129,9 @@ STAGES: tuple[dict[str, object], ...] = (
 )
 
 
+@pytest.mark.reliability
 def test_resuming_after_kill_9_takes_the_same_steps(folder: Path, tmp_path: Path, accelerator: Accelerator) -> None:
+    """Training killed with kill -9 once, and a line of its log cut short: resumed, it takes the same steps."""
     whole = job(folder, tmp_path / "whole", *STAGES)
     Trainer(whole, accelerator).run()
     out = tmp_path / "killed"
