@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import re
@@ -111,6 +112,17 @@ def test_an_unwritable_cache_is_named(tmp_path: Path, site: Site) -> None:
     (tmp_path / "cache").touch()
     with pytest.raises(InputError, match="BENCHSR_CACHE"):
         fetch(site)
+
+
+def test_a_full_disk_is_named(tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("requests.Response.iter_content", full)
+    with pytest.raises(
+        InputError, match=r"cannot write \$BENCHSR_CACHE/downloads/.*No space left on device; make room"
+    ):
+        url_file(site.address, sha256=SHA, filename="x.bin", max_bytes=10**6)
 
 
 def test_a_file_is_fetched_once(site: Site) -> None:
