@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from benchsr.base.errors import CardError, InputError
-from benchsr.base.files import digest, locked, write_atomic
+from benchsr.base.files import digest, locked, sweep, write_atomic
 from benchsr.evaluation.protocol import CODE_VERSION, Protocol
 from benchsr.results.records import (
     Record,
@@ -37,6 +37,8 @@ from benchsr.results.singles import append_singles, read_singles, write_singles
 from benchsr.threats.table import THREATS
 
 log = logging.getLogger(__name__)
+
+FILES = ("results.csv", "protocol.json", "environments.json", "timings.csv", "singles.csv")
 
 PACKAGES = ("benchsr", "torch", "torchvision", "torchattacks", "lpips", "spandrel", "scikit-image", "numpy")
 """Packages whose versions an environment names: those that compute figures."""
@@ -116,6 +118,7 @@ class Ledger:
         told |= {"metrics": versions} if (versions := self.protocol.metrics.versions) else {}
         text = json.dumps({**told, "protocol": self.protocol.model_dump(mode="json")}, indent=2) + "\n"
         with locked(self.results):
+            sweep(self.folder, FILES)
             before = self._fingerprint()
             if self.results.exists() and before != self.protocol.fingerprint:
                 stamp = f"{before[:8]}-{_stamp()}"
