@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -179,6 +180,11 @@ def make_bench(folder: Path, n_images: int) -> ToyBench:
     toy_card(folder, "toy-b", seed=2)
     protocol(folder, photos(folder / "photos", n_images))
     return ToyBench(folder)
+
+
+def ray_workers() -> list[psutil.Process]:
+    found = psutil.Process().children(recursive=True)
+    return [p for p in found if p.status() != psutil.STATUS_ZOMBIE and p.name().startswith("ray::_RayWorker")]
 
 
 Note = Callable[[str, object], None]

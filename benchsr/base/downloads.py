@@ -144,6 +144,8 @@ def _extract_member(archive: Path, member: str, sha256: str, target: Path) -> No
         raise IntegrityError(f"{archive.name} holds no {member}") from error
     except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise IntegrityError(f"{archive.name} is not a usable archive ({error})") from error
+    except OSError as error:
+        raise _unwritable(target, error) from error
 
 
 def url_path(filename: str) -> Path:
@@ -193,7 +195,15 @@ def fetch_file(url: str, target: Path, *, sha256: str, max_bytes: int) -> None:
             reason = f"{type(error).__name__}: {_innermost(error)}"
             unreachable = isinstance(error, requests.ConnectionError | requests.Timeout)
             _failures[host if unreachable else url] = reason
+        except OSError as error:
+            raise _unwritable(target, error) from None
     raise UnavailableError(f"{url}: cannot be fetched ({reason}); get the file elsewhere and put it at {shown(target)}")
+
+
+def _unwritable(target: Path, error: OSError) -> InputError:
+    return InputError(
+        f"cannot write {shown(target)}: {error.strerror or error}; make room, or choose another folder (BENCHSR_CACHE)"
+    )
 
 
 def _fetch(url: str, target: Path, sha256: str, max_bytes: int) -> None:
@@ -214,6 +224,7 @@ def _fetch(url: str, target: Path, sha256: str, max_bytes: int) -> None:
         if max(done, total) > max_bytes:
             raise IntegrityError(f"{url} is larger than the {max_bytes} bytes expected of it")
         if not resumed:  # a weak ETag cannot vouch for bytes, and servers then send the whole file
+            part.unlink(missing_ok=True)  # a kill must not leave the beginning of an old file beside the new one's ETag
             write_atomic(validator, answer.headers.get("ETag") or answer.headers.get("Last-Modified") or '""')
         shape: dict[str, Any] = {"unit": "B", "unit_scale": True, "leave": False, "disable": None}
         with (

@@ -7,6 +7,15 @@ class BenchsrError(Exception):
     """An error that a user can act on: it names culprit and fix. The command line prints it and exits with 2."""
 
 
+class Stopped(BaseException):
+    """A signal that asks to stop; `how` says how to go on. No KeyboardInterrupt: typer would answer that one."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+        self.how = "what was computed is kept, and the same command goes on from there"
+
+
 class UnknownIdError(BenchsrError, KeyError):
     """A name that no registry entry carries; the message suggests the nearest ones."""
 

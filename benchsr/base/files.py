@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -87,6 +89,19 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
     except OSError as error:  # the disk is full
         raise InputError(f"cannot write {path}: {error.strerror}; make room, or choose another folder") from error
+
+
+_HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp")
+"""Names that `replacing` gives to what is being written."""
+
+
+def sweep(folder: Path, names: Container[str]) -> None:
+    """Delete what killed writers of the files `names` left half written in `folder` an hour ago or more."""
+    for path in folder.glob(".*.tmp"):
+        half = _HALF.fullmatch(path.name)
+        with suppress(OSError):  # gone meanwhile, or not to be deleted: it does no harm
+            if half and half[1] in names and time.time() - path.stat().st_mtime > 3600:
+                path.unlink()
 
 
 def write_changed(path: Path, content: bytes | str) -> None:

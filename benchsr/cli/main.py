@@ -6,9 +6,11 @@ Exit codes: 0 done, 1 some evaluations failed, 2 wrong usage or bad input, 130 a
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +19,7 @@ import typer
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from benchsr.base.errors import BenchsrError, InputError
+from benchsr.base.errors import BenchsrError, InputError, Stopped
 from benchsr.cli.boards import compare, costs, export, sensitivity
 from benchsr.cli.caches import caches
 from benchsr.cli.entries import fetch, list_entries, show
@@ -335,11 +337,11 @@ for _name, (_function, *_lines) in COMMANDS.items():
 app.add_typer(caches, name="cache")
 
 
-class Stopped(BaseException):
-    """A signal that asks to stop. No KeyboardInterrupt: typer would answer that one, and without a word."""
-
-
-def _stop(number: int, _: FrameType | None) -> None:
+def _stop(asked: int, number: int, _: FrameType | None) -> None:
+    if os.getpid() != asked:  # a forked process, such as one that loads training data: Ctrl-C is for its parent
+        if number == signal.SIGTERM:
+            os._exit(128 + number)
+        return
     signal.signal(number, signal.SIG_DFL)  # asked twice, go at once
     raise Stopped(number)
 
@@ -351,17 +353,20 @@ def main() -> None:
         format="%(message)s",
         handlers=[RichHandler(console=err, show_time=False, show_path=False)],
     )
-    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    stop = partial(_stop, os.getpid())
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         app()
     except BenchsrError as error:
         err.print(f"[bold red]benchsr:[/] {escape(str(error))}", highlight=False)
         sys.exit(2)
     except Stopped as stopped:
-        err.print(
-            "benchsr: stopped; what was computed is kept, and the same command goes on from there", soft_wrap=True
-        )
-        sys.exit(128 + int(stopped.args[0]))
+        err.print(f"benchsr: stopped; {stopped.how}", soft_wrap=True, markup=False)
+        sys.exit(128 + stopped.number)
+    except OSError as error:  # a disk that is full, a folder that may not be read
+        where = f"{error.filename}: " if error.filename else ""
+        err.print(f"[bold red]benchsr:[/] {escape(where + (error.strerror or str(error)))}", highlight=False)
+        sys.exit(2)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

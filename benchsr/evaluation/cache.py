@@ -137,6 +137,8 @@ class AttackCache:
             if old or entry.path in damaged:
                 try:
                     self._files.rm_file(entry.path)
+                except FileNotFoundError:  # somebody else took it away meanwhile
+                    continue
                 except Exception as error:
                     raise InputError(f"{entry.path}: cannot be deleted: {_said(error)}") from None
                 gone.append(entry)

@@ -15,8 +15,8 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import ceil
 from multiprocessing.connection import Connection, wait
@@ -199,7 +199,8 @@ class _Process(Remote):
         spawn = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
         self.pending, theirs = spawn.Pipe()
         self._process = spawn.Process(target=_serve, args=(theirs, make, device, share), daemon=True)
-        self._process.start()
+        with _uninterrupted():
+            self._process.start()
         theirs.close()
 
     def send(self, cell: Cell) -> None:
@@ -223,6 +224,19 @@ class _Process(Remote):
         self._process.kill()
         self._process.join()
         self.pending.close()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Processes that are started here never see Ctrl-C, which a terminal sends to all: importing, they would answer."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(pipe: Connection, make: MakeWorker, device: torch.device, share: float) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from benchsr.base.errors import CardError, InputError
-from benchsr.base.files import digest, locked, write_atomic
+from benchsr.base.files import digest, locked, sweep, write_atomic
 from benchsr.evaluation.protocol import CODE_VERSION, Protocol
 from benchsr.results.records import (
     Record,
@@ -37,6 +37,8 @@ from benchsr.results.singles import append_singles, read_singles, write_singles
 from benchsr.threats.table import THREATS
 
 log = logging.getLogger(__name__)
+
+FILES = ("results.csv", "protocol.json", "environments.json", "timings.csv", "singles.csv")
 
 PACKAGES = ("benchsr", "torch", "torchvision", "torchattacks", "lpips", "spandrel", "scikit-image", "numpy")
 """Packages whose versions an environment names: those that compute figures."""
@@ -116,6 +118,7 @@ class Ledger:
         told |= {"metrics": versions} if (versions := self.protocol.metrics.versions) else {}
         text = json.dumps({**told, "protocol": self.protocol.model_dump(mode="json")}, indent=2) + "\n"
         with locked(self.results):
+            sweep(self.folder, FILES)
             before = self._fingerprint()
             if self.results.exists() and before != self.protocol.fingerprint:
                 stamp = f"{before[:8]}-{_stamp()}"
@@ -167,8 +170,8 @@ class Ledger:
                     "%d figures of %s were made with other weights, data or settings than today's; they are kept as %s",
                     *(len(figures), models, aside.name),
                 )
-            gone = set(map(identity, outdated))
-            self._write([record for record in known if identity(record) not in gone])
+            gone = {(identity(record), record.key) for record in outdated}
+            self._revise(lambda found: [r for r in found if (identity(r), r.key) not in gone])
 
     @contextmanager
     def merged(self, planned: Sequence[Record], done: Mapping[str, Record]) -> Iterator[list[Record]]:
@@ -178,17 +181,33 @@ class Ledger:
         """
         with locked(self.results):
             self._require_ours()
-            known = read_ledger(self.folder) if self.results.exists() else []
-            by_key = {record.key: record for record in known if record.status is Status.OK} | dict(done)
-            ours = [replace(by_key.get(r.key, r), model=r.model, threat=r.threat, network=r.network) for r in planned]
-            mine, pairs = {identity(r) for r in ours}, {(r.model, r.threat) for r in ours}
-            # A model that failed or was unavailable as a whole has one line, without an image.
-            earlier = [r for r in known if r.status is Status.OK or (r.model, r.threat) not in pairs]
-            records = [r for r in earlier if identity(r) not in mine] + ours
-            self._write(records)
+
+            def beside_ours(known: Sequence[Record]) -> list[Record]:
+                by_key = {r.key: r for r in known if r.status is Status.OK} | dict(done)
+                ours = [
+                    replace(by_key.get(r.key, r), model=r.model, threat=r.threat, network=r.network) for r in planned
+                ]
+                mine, pairs = {identity(r) for r in ours}, {(r.model, r.threat) for r in ours}
+                # A model that failed or was unavailable as a whole has one line, without an image.
+                earlier = [r for r in known if r.status is Status.OK or (r.model, r.threat) not in pairs]
+                return [r for r in earlier if identity(r) not in mine] + ours
+
+            records = self._revise(beside_ours)
             write_timings(self.timings, records)
             self._write_singles(self.singles, records)
             yield read_ledger(self.folder)  # in the file's order and digits: a later report is of the same
+
+    def _revise(self, revise: Callable[[Sequence[Record]], list[Record]]) -> list[Record]:
+        """Write what `revise` makes of the lines that stand there; again where other programs change them meanwhile.
+
+        Our own runs wait for the lock, but editors, git and rsync do not.
+        """
+        while True:
+            before = _version(self.results)
+            records = revise(read_ledger(self.folder) if before else [])
+            if _version(self.results) == before:
+                self._write(records)
+                return records
 
     def _write(self, records: Sequence[Record]) -> None:
         write_results(self.results, records, self.protocol.metrics.names)
@@ -227,6 +246,15 @@ Identity = tuple[str, str, str]
 def identity(record: Record) -> Identity:
     """What the line is about."""
     return record.model, record.threat, record.image
+
+
+def _version(path: Path) -> tuple[int, int, int] | None:
+    """What changes whenever a file is written or replaced; None where there is none."""
+    try:
+        about = path.stat()
+    except FileNotFoundError:
+        return None
+    return about.st_ino, about.st_size, about.st_mtime_ns
 
 
 def _stamp() -> str:

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from benchsr.base.drawing import drawn, drawn_once
 from benchsr.base.errors import InputError
-from benchsr.base.files import write_changed
+from benchsr.base.files import sweep, write_changed
 from benchsr.base.pairs import USUAL
 from benchsr.base.text import markdown_table, templates
 from benchsr.defences.table import DEFENCES
@@ -357,6 +357,7 @@ def write_leaderboard(
     made = {f"{stem}.{kind}" for stem in stems for kind in ("csv", "md", "png")} - {f"{SENSITIVITY}.csv"}
     for stale in made - set(files):
         (folder / stale).unlink(missing_ok=True)
+    sweep(folder, made | set(files))
     for name, content in files.items():
         write_changed(folder / name, content)
 

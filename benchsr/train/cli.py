@@ -81,6 +81,7 @@ def train(
 ) -> None:
     """Train a model by the recipe in its card; on N devices: torchrun --nproc-per-node N -m benchsr.train RECIPE ..."""
     accelerator = accelerator_for(device, precision)
+    from benchsr.base.errors import Stopped
     from benchsr.models.zoo import load_card
     from benchsr.train.crops import load_images
     from benchsr.train.curves import plot_curves
@@ -104,7 +105,13 @@ def train(
     if plan.sources:
         images = with_source(images, plan.sources, plan.crop, seed)
     job = Job(card.id, plan, network, images, folder, seed, workers)
-    progress = Trainer(job, accelerator, resume=resume).run()
+    try:
+        progress = Trainer(job, accelerator, resume=resume).run()
+    except Stopped as stopped:
+        if not resume:
+            checkpoint = "goes on from its last checkpoint, with --resume" if job.checkpoint.exists() else "starts anew"
+            stopped.how = f"the same command {checkpoint}"
+        raise
     if not main:
         return
     count = accelerator.num_processes

@@ -96,8 +96,13 @@ class StepLog:
         self._writer = csv.DictWriter(self._file, LOG_COLUMNS)
 
     def add(self, stage: str, step: int, values: dict[str, float]) -> None:
-        """Append one step."""
-        self._writer.writerow({"stage": stage, "step": step, **{name: f"{v:.9g}" for name, v in values.items()}})
+        """Append one step. Raises InputError where it cannot be written."""
+        try:
+            self._writer.writerow({"stage": stage, "step": step, **{name: f"{v:.9g}" for name, v in values.items()}})
+        except OSError as error:
+            raise InputError(
+                f"{self._file.name}: cannot be written: {error.strerror}; make room, and go on with --resume"
+            ) from None
 
     def close(self) -> None:
         """Close the file."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import os
 import re
 import stat
 import subprocess
@@ -21,7 +23,7 @@ import pytest
 from benchsr.base import downloads
 from benchsr.base.downloads import extract_zip, package_file, package_path, url_file, url_path
 from benchsr.base.errors import InputError, IntegrityError, UnavailableError
-from benchsr.base.files import cache_dir, sha256_file, shown, write_atomic
+from benchsr.base.files import cache_dir, sha256_file, shown, sweep, write_atomic
 
 BODY = bytes(range(256)) * 40
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -101,6 +103,17 @@ def test_writing_replaces_whole_files(tmp_path: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["file.txt"]
 
 
+def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
+    halves = {f".{name}.ab_3x9yz.tmp": name == "results.csv" for name in ("results.csv", "theirs.csv")}
+    halves |= {".results.csv.mine.tmp": False, "results.csv": False, ".results.csv.c0ffee__.tmp": False}
+    for name in halves:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1e9, 1e9))
+    (tmp_path / ".results.csv.c0ffee__.tmp").touch()  # just now: its writer may be alive
+    sweep(tmp_path, ["results.csv"])
+    assert {path.name for path in tmp_path.iterdir()} == {name for name, gone in halves.items() if not gone}
+
+
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file/results"):
@@ -111,6 +124,17 @@ def test_an_unwritable_cache_is_named(tmp_path: Path, site: Site) -> None:
     (tmp_path / "cache").touch()
     with pytest.raises(InputError, match="BENCHSR_CACHE"):
         fetch(site)
+
+
+def test_a_full_disk_is_named(tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("requests.Response.iter_content", full)
+    with pytest.raises(
+        InputError, match=r"cannot write \$BENCHSR_CACHE/downloads/.*No space left on device; make room"
+    ):
+        url_file(site.address, sha256=SHA, filename="x.bin", max_bytes=10**6)
 
 
 def test_a_file_is_fetched_once(site: Site) -> None:

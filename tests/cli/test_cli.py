@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import signal
 import subprocess
@@ -176,6 +177,17 @@ def test_a_stopped_run_says_how_to_go_on(
     assert signal.getsignal(stop) is before
     assert call(monkeypatch, command) == 0
     assert "3 evaluations to do, 1 known already" in capsys.readouterr().out
+
+
+def test_what_the_system_refuses_is_an_error(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "boards/quick")
+
+    monkeypatch.setattr("benchsr.site.build_site", refused)
+    assert call(monkeypatch, "site") == 2
+    assert capsys.readouterr().err == "benchsr: boards/quick: Permission denied\n"
 
 
 def test_attack_meets_the_model_as_its_card_deploys_it(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

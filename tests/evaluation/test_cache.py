@@ -90,6 +90,21 @@ def test_prune_takes_the_damaged_and_the_old(tmp_path: Path) -> None:
     assert running.exists()
 
 
+def test_two_may_prune_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = AttackCache(tmp_path)
+    for i in range(2):
+        cache.put(f"{i:02x}" * 32, LR, REPORT)
+    remove = cache._files.rm_file
+
+    def second(path: str) -> None:
+        remove(path)
+        remove(path)
+
+    monkeypatch.setattr(cache._files, "rm_file", second)
+    assert cache.prune(days=0) == []
+    assert list(cache.entries()) == []
+
+
 FOREIGN = (
     "thesis.txt",
     "ab/notes.txt",

@@ -1,6 +1,6 @@
 """Kills, full disks, flipped bytes, rivals: whatever happens, the table ends up the same, no line lost or doubled.
 
-Trials of docs/reliability.md (tests/docs/reliability.py); tests/evaluation/test_kills.py has those of whole commands.
+Trials of docs/reliability.md (tests/docs/reliability.py); tests/cli/test_disturbed.py has those of whole commands.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from faults import Note, ToyBench, ToyExecutor, compare, make_bench, needs_ray
+from faults import Note, ToyBench, ToyExecutor, compare, make_bench, needs_ray, ray_workers
 
 from benchsr.base.errors import InputError
 from benchsr.evaluation import executors
@@ -108,11 +108,6 @@ def spawned() -> list[psutil.Process]:
     return [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
 
 
-def ray_workers() -> list[psutil.Process]:
-    found = psutil.Process().children(recursive=True)
-    return [p for p in found if p.status() != psutil.STATUS_ZOMBIE and p.name().startswith("ray::_RayWorker")]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["local", pytest.param("ray", marks=needs_ray)])
 def test_workers_killed_again_and_again_lose_nothing(
@@ -149,6 +144,31 @@ def test_concurrent_runs_share_cache_and_leaderboard(bench: ToyBench, rivals: in
     record_property("runs at once", rivals)
     compare(bench, "out", record_property)
     assert AttackCache(bench.folder / "cache").damaged() == {}
+
+
+@pytest.mark.slow
+def test_a_cache_pruned_under_four_runs(bench: ToyBench, record_property: Note) -> None:
+    """Four runs at once on one cache and one leaderboard, and somebody who empties the cache, over and over."""
+    a, b = str(bench.folder / "toy-a.toml"), str(bench.folder / "toy-b.toml")
+    notes = bench.folder / "cache" / "ab" / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("somebody else's")
+    before = notes.stat().st_mtime_ns
+    runs = [start(bench, "out", 1, 0.02, models) for models in (f"bicubic,{a}", f"{a},{b}", f"{b},bicubic", f"{b},{a}")]
+    prunes = deleted = 0
+    while any(run.poll() is None for run in runs):
+        deleted += len(AttackCache(bench.folder / "cache").prune(days=0))
+        prunes += 1
+        time.sleep(0.1)
+    for run in runs:
+        said = run.communicate()[1].decode()
+        assert run.returncode == 0, said
+    assert deleted > 0
+    touched = int((notes.read_text(), notes.stat().st_mtime_ns) != ("somebody else's", before))
+    for name, count in {"prunes": prunes, "entries deleted": deleted, "foreign_files_touched": touched}.items():
+        record_property(name, count)
+    compare(bench, "out", record_property)
+    assert touched == 0
 
 
 def test_a_run_with_other_settings_in_the_same_folder_is_noticed(bench: ToyBench) -> None:

@@ -151,6 +151,28 @@ def test_figures_of_another_class_of_device_stay_unless_they_are_computed_again(
     assert set(pd.read_csv(aside).key) == {r.key for r in theirs} - left
 
 
+def test_a_line_that_another_program_adds_meanwhile_is_kept(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Editors, git and rsync know nothing of the lock."""
+    folder = run(toy, "bicubic", "clean").folder
+    before, read = lines(folder), read_ledger
+    added: list[str] = []
+
+    def meanwhile(path: Path) -> list[Record]:
+        found = read(path)
+        if found and not added:
+            text = (path / "results.csv").read_text()
+            added.append(text.splitlines()[-1].replace("bicubic", "rival"))
+            (path / "results.csv").write_text(f"{text}{added[0]}\n")
+        return found
+
+    monkeypatch.setattr("benchsr.evaluation.ledger.read_ledger", meanwhile)
+    monkeypatch.setattr("benchsr.evaluation.ledger.Ledger.open", lambda self: read(self.folder))
+    monkeypatch.setattr("benchsr.evaluation.ledger.Ledger.retire", lambda *_: None)
+    run(toy, "bicubic", "clean")
+    assert added
+    assert sorted(lines(folder).model) == sorted([*before.model, "rival"])
+
+
 def test_a_plan_reads_no_weights_of_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchsr.metrics.perceptual._weights", lambda net: pytest.fail("weights were looked for"))
     quick, rows = load_protocol("quick"), resolve([load_card("bicubic")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import time
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +27,9 @@ import typer
 from accelerate import Accelerator
 from PIL import Image
 from torch import nn
+from toys import call, toy_card
 from typer.testing import CliRunner
+from workshop import RECIPE
 
 from benchsr.base.errors import CardError, InputError, IntegrityError
 from benchsr.models.adapters import adapter_about
@@ -33,7 +37,7 @@ from benchsr.models.zoo import zoo, zoo_dir
 from benchsr.train import train
 from benchsr.train.crops import Crops, load_images
 from benchsr.train.curves import plot_curves
-from benchsr.train.loop import Job, Trainer, export
+from benchsr.train.loop import Job, Progress, StepLog, Trainer, export
 from benchsr.train.losses import median, relativistic_loss
 from benchsr.train.networks import VGGDiscriminator, new_generator
 from benchsr.train.provenance import hardware, provenance, write_provenance
@@ -155,6 +159,37 @@ def test_resuming_after_kill_9_takes_the_same_steps(folder: Path, tmp_path: Path
     weights = [spandrel.ModelLoader("cpu").load_from_file(folder / name).model for folder in (whole.out, out)]
     for a, b in zip(weights[0].parameters(), weights[1].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = StepLog(tmp_path / "log.csv", ["tiny"], Progress())
+    monkeypatch.setattr(log._writer, "writerow", full)
+    with pytest.raises(InputError, match=r"log\.csv: cannot be written: No space left.*--resume"):
+        log.add("tiny", 0, {"loss": 1.0})
+    log.close()
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"), [(True, "goes on from its last checkpoint, with --resume"), (False, "anew")]
+)
+def test_a_stopped_training_says_how_to_go_on(
+    kept: bool, words: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    def stopped(self: Trainer) -> None:
+        if kept:
+            self.job.out.mkdir()
+            self.job.checkpoint.touch()
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("benchsr.train.loop.Trainer.run", stopped)
+    card = toy_card(tmp_path, "toy-t", more=RECIPE)
+    assert (
+        call(monkeypatch, f"train {card} --data {folder} --out {tmp_path / 'out'} --device cpu --precision fp32") == 143
+    )
+    assert words in capfd.readouterr().err
 
 
 def test_resuming_refuses_another_run(folder: Path, tmp_path: Path, accelerator: Accelerator) -> None:
