@@ -1,4 +1,4 @@
-"""Pages name files that are there. Links between the site's pages are checked where it is built: `tox -e docs`."""
+"""Pages name files that are there. Links between the site's pages are checked where it is built: `tox -e pages`."""
 
 from __future__ import annotations
 
