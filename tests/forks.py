@@ -50,11 +50,11 @@ class Command:
     def spent(self) -> float:
         """CPU seconds up to now, of its workers too."""
         total = 0.0
-        with suppress(psutil.Error):
-            own = psutil.Process(self.pid)
-            for process in (own, *own.children(recursive=True)):
-                with suppress(psutil.Error):
-                    total += sum(process.cpu_times()[:2])
+        with suppress(OSError, psutil.Error):
+            # psutil would look at every process for its parent, and so take more time than what is watched
+            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+            for pid in (self.pid, *map(int, children)):
+                total += sum(psutil.Process(pid).cpu_times()[:2])
         return total
 
     def wait(self) -> int:
