@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import fsspec
 import torch
@@ -29,6 +29,9 @@ _ENTRY = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}\.safetensors")
 
 _HALF = re.compile(r"([0-9a-f]{2})/\.\1[0-9a-f]{62}\.safetensors\.\w{8}\.tmp")
 """Names that `AttackCache.put` gives, relative to the cache: of entries, and of those that are being written."""
+
+PAUSE_SECONDS = 60
+"""How long a store that fails is left alone: it may be away for seconds or days, and each try can take many seconds."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,9 @@ class AttackCache:
     """Safetensors files named by key (64 hex characters), each with its report and a hash of key, report and pixels.
 
     `folder` is a folder, or an address that fsspec knows ("s3://bucket/attacked", "memory://"). An entry appears whole
-    or not at all, and equal keys mean equal content, so any number of runs may share one cache without locks. Raises
-    InputError for an address of a kind that fsspec does not know.
+    or not at all, and equal keys mean equal content, so any number of runs may share one cache without locks. Where it
+    fails, it says so once and is left alone for PAUSE_SECONDS: no result needs it. Raises InputError for an address of
+    a kind that fsspec does not know.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -63,7 +67,7 @@ class AttackCache:
             self._files, self.root_card = fsspec.url_to_fs(self.folder)
         except (ValueError, ImportError) as error:
             raise InputError(f"cache {self.folder}: {error}; give a folder, or an address that fsspec knows") from None
-        self._writable = True
+        self._paused: dict[Literal["read", "written"], float] = {}
 
     def path(self, key: str) -> str:
         """Where the entry of `key` is kept."""
@@ -71,20 +75,27 @@ class AttackCache:
 
     def get(self, key: str) -> tuple[Tensor, AttackReport] | None:
         """The attacked LR (3, h, w) float32 and its report; None where there is none, or one of no use (logged)."""
-        path = self.path(key)
-        try:
-            return self._read(path)
-        except (FileNotFoundError, NotADirectoryError):
+        path, found = self.path(key), None
+        if self._pausing("read"):
             return None
+        try:
+            found = self._read(path)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
         except ValueError as error:
             log.warning("cache entry %s is damaged (%s); it is computed again", path, error)
-        except Exception as error:  # each store has errors of its own, and no result needs them
+        except PermissionError as error:  # may be of this entry alone
             log.warning("cache entry %s cannot be read (%s); it is computed again", path, _said(error))
-        return None
+            return None
+        except Exception as error:  # each store has errors of its own
+            self._pause("read", error)
+            return None
+        self._paused.pop("read", None)
+        return found
 
     def put(self, key: str, lr: Tensor, report: AttackReport) -> None:
-        """Keep `lr` (3, h, w). Where that fails (disk full, read-only) say so once, and go on: no result needs it."""
-        if not self._writable:
+        """Keep `lr` (3, h, w), unless that fails (disk full, read-only, no network)."""
+        if self._pausing("written"):
             return
         lr = lr.detach().to("cpu", torch.float32).contiguous()
         about = json.dumps(asdict(report))
@@ -96,10 +107,9 @@ class AttackCache:
             else:  # object stores show an object once it is whole
                 self._files.pipe_file(path, content)
         except Exception as error:  # each store has errors of its own
-            self._writable = False
-            log.warning(
-                "the cache %s cannot be written (%s); going on without keeping attacks", self.folder, _said(error)
-            )
+            self._pause("written", error)
+        else:
+            self._paused.pop("written", None)
 
     def entries(self) -> Iterator[Entry]:
         """All entries. Only files that bear an entry's name, in its place, are looked at: others are not ours."""
@@ -143,6 +153,17 @@ class AttackCache:
                     raise InputError(f"{entry.path}: cannot be deleted: {_said(error)}") from None
                 gone.append(entry)
         return gone
+
+    def _pausing(self, what: Literal["read", "written"]) -> bool:
+        return time.monotonic() < self._paused.get(what, 0)
+
+    def _pause(self, what: Literal["read", "written"], error: Exception) -> None:
+        if what not in self._paused:
+            log.warning(
+                "the cache %s cannot be %s (%s); going on without it, and trying again every %d s",
+                *(self.folder, what, _said(error), PAUSE_SECONDS),
+            )
+        self._paused[what] = time.monotonic() + PAUSE_SECONDS
 
     def _ours(self) -> Iterator[Entry]:
         """Files that bear the name of an entry or of one half written, in its place."""

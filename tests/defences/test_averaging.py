@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import log, sqrt
+from statistics import NormalDist, fmean, variance
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +62,20 @@ def test_coverage_over_1000_repetitions_and_all_elements_at_once() -> None:
             failures += [bool(bad) for bad in (high < norm.cdf(0.3 + radius)).flatten()]
         assert len(failures) == 20 * elements
         assert np.mean(failures) <= (0 if simultaneous else 0.1)
+
+
+@pytest.mark.parametrize("simultaneous", [False, True])
+def test_the_bound_is_the_formula_worked_out_apart(simultaneous: bool) -> None:
+    answers = [1.3, 0.9, 0.5, 0.4, 0.6, -0.2, 0.8, 0.7] * 50  # clamped: 1.3 counts as 1, -0.2 as 0
+    clamped = [min(max(a, 0.0), 1.0) for a in answers]
+    draws = torch.tensor(answers).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    share = log(2 / (0.05 / 24 if simultaneous else 0.05))  # two bounds of each of 12 elements
+    margin = sqrt(2 * variance(clamped) * share / 400) + 7 * share / (3 * 399)
+    low, high = mean_bounds(draws, 0.5, 0.2, 0.95, simultaneous=simultaneous)
+    normal = NormalDist()
+    for bound, side in ((low, -1), (high, 1)):
+        expected = normal.cdf(normal.inv_cdf(fmean(clamped) + side * margin) + side * 0.2 / 0.5)
+        assert bound.flatten().tolist() == pytest.approx([expected] * 12, abs=1e-6)
 
 
 def test_answers_that_vary_little_are_bounded_tightly() -> None:

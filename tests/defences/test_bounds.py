@@ -137,6 +137,14 @@ def test_the_cost_of_a_deployed_median() -> None:
         assert binom.sf(ceil(k / 2) - 1, k, above) == pytest.approx(0.01, rel=1e-6)
 
 
+def test_the_covering_radius_holds_for_all_elements_at_once() -> None:
+    """Of answers that are their noise, the percentile Phi(r) is r: no median of k of them may lie above it."""
+    gen = torch.Generator().manual_seed(0)
+    medians = torch.randn(5, 2000, 50, generator=gen).median(dim=0).values
+    outside = medians > covering_radius(0.0, 1.0, 5, 0.1, elements=50)
+    assert 0 < outside.any(1).double().mean().item() <= 0.1
+
+
 @pytest.mark.parametrize("k", [1, 2, 5, 20, 21])
 @pytest.mark.parametrize("eta", [0.05, 0.01])
 def test_the_deployed_median_breaks_its_bounds_no_more_often_than_eta(k: int, eta: float) -> None:
@@ -241,3 +249,9 @@ def test_settings_out_of_range_are_refused() -> None:
     ):
         with pytest.raises(InputError):
             call()
+
+
+def test_answers_are_judged_as_the_image_that_is_saved() -> None:
+    draws = 2 * torch.rand(9, 3, 4, 4, generator=torch.Generator().manual_seed(0)) - 0.5
+    hr = torch.full((3, 4, 4), 0.3)
+    assert torch.equal(distance_squares(draws, hr), distance_squares(draws.clamp(0, 1), hr))

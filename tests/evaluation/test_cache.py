@@ -213,3 +213,44 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     (tmp_path / "thesis.txt").write_text("years of work")
     assert call(monkeypatch, f"cache prune --cache {tmp_path}") == 2
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_store_that_is_away_is_left_alone_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache, asked, now = AttackCache("memory://away"), 0, 0.0
+    cache.put(KEY, LR, REPORT)
+    monkeypatch.setattr("benchsr.evaluation.cache.time.monotonic", lambda: now)
+
+    def fail(*_: object, **__: object) -> None:
+        nonlocal asked
+        asked += 1
+        raise ConnectionError("no route")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache._files, "cat_file", fail)
+        for now in (1.0, 2.0, 62.0, 63.0):  # noqa: B007 - read by the clock
+            assert cache.get(KEY) is None
+    assert asked == 2
+    assert caplog.text.count("cannot be read (no route)") == 1
+    cache.put("cd" * 32, LR, REPORT)  # it can still be written
+    assert cache.get(KEY) is None
+    now = 123.0
+    assert cache.get(KEY) is not None
+    assert cache.get("cd" * 32) is not None
+
+
+def test_an_entry_that_may_not_be_read_keeps_nobody_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = AttackCache("memory://forbidden")
+    cache.put(KEY, LR, REPORT)
+    read = cache._files.cat_file
+
+    def refuse(path: str) -> bytes:
+        if path != cache.path(KEY):
+            raise PermissionError("forbidden")
+        content: bytes = read(path)
+        return content
+
+    monkeypatch.setattr(cache._files, "cat_file", refuse)
+    assert cache.get("cd" * 32) is None
+    assert cache.get(KEY) is not None

@@ -26,9 +26,9 @@ from benchsr.leaderboard.compare import (
     smallest_p,
     tied_with_best,
 )
-from benchsr.leaderboard.scores import SCORED, interval, make_grid, resampled_means
+from benchsr.leaderboard.scores import SCORED, interval, make_cell, make_grid, resampled_means, resampling_weights
 from benchsr.leaderboard.tables import make_tables
-from benchsr.results.records import Record
+from benchsr.results.records import Record, Status
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 9])
@@ -85,6 +85,26 @@ def test_detectable_against_a_published_table() -> None:
     assert detectable(1.0, 100) < detectable(1.0, 25) < detectable(1.0, 25, level=LEVEL / 9)
     assert detectable(1.0, 5) == math.inf  # the smallest p-value is 1/16
     assert detectable(1.0, 6, level=LEVEL / 2) == math.inf
+
+
+def test_a_cell_without_figures_failed_if_any_image_did() -> None:
+    failed, unavailable = (
+        replace(r, status=status, scores={}, reason=status)
+        for r, status in zip(records("m", "t", [1.0, 2.0]), (Status.FAILED, Status.UNAVAILABLE), strict=True)
+    )
+    assert make_cell([unavailable, failed], 2).status == "failed"
+    assert make_cell([unavailable], 2).status == "unavailable"
+
+
+def test_an_interval_leaves_as_many_draws_out_on_either_side() -> None:
+    assert interval(np.random.default_rng(0).permutation(2000.0 + np.arange(2000))) == (2050.0, 3949.0)
+
+
+def test_equal_images_are_resampled_alike_and_others_independently() -> None:
+    ours, others = names(5), tuple(f"other-{name}" for name in names(5))
+    assert np.array_equal(resampling_weights(ours), resampling_weights(names(5)))
+    correlations = np.corrcoef(resampling_weights(ours)[:, 0], resampling_weights(others)[:, 0])
+    assert abs(correlations[0, 1]) < 0.1
 
 
 def test_interval_of_the_difference_covers_the_truth() -> None:

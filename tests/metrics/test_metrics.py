@@ -373,6 +373,7 @@ IMAGE = torch.full((1, 3, 40, 40), 0.5)
         (IMAGE[:0], IMAGE[:0], r"\(0, 3, 40, 40\)"),
         ((IMAGE * 255).byte(), (IMAGE * 255).byte(), "divide by 255"),
         (IMAGE, IMAGE * 255, "HR is not"),
+        (IMAGE, IMAGE - 1, "HR is not"),
         (IMAGE * math.nan, IMAGE, "SR is not"),
         (IMAGE, IMAGE * math.nan, "HR is not"),
     ],

@@ -180,6 +180,36 @@ def test_every_submodule_keeps_its_mode() -> None:
     assert [module.training for module in network.modules()] == before
 
 
+def test_a_network_is_attacked_as_it_is_deployed() -> None:
+    """In eval mode, whatever mode it comes in."""
+    lr, hr = images(1, 12)
+    network = nn.Sequential(tiny_rrdb(), nn.Dropout(0.5))
+    deployed, training = (PGD(network.train(mode), steps=2, objective=L1).run(lr, hr) for mode in (False, True))
+    assert torch.equal(deployed.lr, training.lr)
+    assert torch.equal(deployed.losses, training.losses)
+
+
+def test_the_kept_iterate_and_its_loss_belong_together() -> None:
+    network, (lr, hr) = tiny_rrdb(), images(6, 12)
+    trace = PGD(network, eps=EPS, alpha=EPS, steps=5, objective=L1).run(lr, hr)
+    assert bool((trace.best_step < 5).any())  # such steps overshoot
+    assert torch.equal(trace.best_step, trace.gains.argmax(1))
+    assert torch.equal(trace.loss_attacked, trace.losses.gather(1, trace.best_step[:, None])[:, 0])
+    torch.testing.assert_close(l1(network, trace.lr, hr), trace.loss_attacked)
+
+
+def test_a_gradient_that_vanished_once_is_told() -> None:
+    class Blind(nn.Module):
+        looks = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.looks += 1
+            return nn.functional.interpolate(x, scale_factor=4) * (self.looks != 2)
+
+    lr, hr = images(1, 12)
+    assert PGD(Blind(), steps=3, objective=L1).run(lr, hr).zero_gradient.tolist() == [1.0]
+
+
 def test_the_objective_is_l1_plus_perceptual(monkeypatch: pytest.MonkeyPatch) -> None:
     trunk = nn.Conv2d(3, 4, 3).requires_grad_(False)
     monkeypatch.setattr("benchsr.metrics.objective.vgg_trunk", lambda net: trunk)
@@ -215,15 +245,25 @@ def test_models_that_break_their_contract_are_named() -> None:
         FGSM(nn.Upsample(scale_factor=2), objective=L1)(lr, hr)
 
     class Broken(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return nn.functional.interpolate(x, scale_factor=4) * torch.nan
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.value = value
 
-    with pytest.raises(ModelError, match="NaN"):
-        FGSM(Broken(), objective=L1)(lr, hr)
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.interpolate(x, scale_factor=4) * self.value
+
+    for value in (torch.nan, torch.inf):
+        with pytest.raises(ModelError, match="NaN"):
+            FGSM(Broken(value), objective=L1)(lr, hr)
 
 
 def test_bad_settings_are_refused(network: nn.Module) -> None:
-    for make in (lambda: PGD(network, steps=0), lambda: PGD(network, eps=-1.0), lambda: CW(network, c=0.0)):
+    for make in (
+        lambda: PGD(network, steps=0),
+        lambda: PGD(network, eps=-1.0),
+        lambda: PGD(network, start_scale=1.5),
+        lambda: CW(network, c=0.0),
+    ):
         with pytest.raises(InputError):
             make()
 

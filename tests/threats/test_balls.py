@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchsr.base.errors import InputError
 from benchsr.base.rng import generators
-from benchsr.threats.balls import L2, Ball, Linf
+from benchsr.threats.balls import L2, Ball, Linf, Norm, make_ball
 
 
 @pytest.mark.parametrize("ball", [Linf(0.1), L2(0.7)])
@@ -26,3 +27,16 @@ def test_norms_are_the_textbooks() -> None:
     delta = torch.tensor([[3.0, -4.0], [0.0, 1.0]]).view(2, 1, 1, 2)
     assert Linf(1).norm(delta).tolist() == [4.0, 1.0]
     assert L2(1).norm(delta).tolist() == [5.0, 1.0]
+
+
+def test_random_directions_are_uniform() -> None:
+    points = L2(1.0).random(torch.zeros(1, 3, 200, 200), generators(0, ["a"], "t"))
+    scaled = points * points.numel() ** 0.5  # its elements are standard normal then, in the limit
+    assert scaled.square().mean().item() == pytest.approx(1, abs=1e-3)
+    assert scaled.pow(4).mean().item() == pytest.approx(3, abs=0.1)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", -0.1), ("linf", 1.1), ("linf", float("nan")), ("l2", float("nan"))])
+def test_unusable_radii_are_refused(norm: Norm, eps: float) -> None:
+    with pytest.raises(InputError, match="need eps >= 0"):
+        make_ball(norm, eps)
