@@ -6,6 +6,7 @@ import hashlib
 import io
 import pickle
 from collections.abc import Callable, Set
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -102,20 +103,30 @@ def _hash(inputs: tuple[object, ...]) -> str:
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
+def _remembered(function: Callable[..., bytes], aside: str) -> tuple[Any, Any]:
+    """joblib's cache, and `function` as it remembers it, whatever is in the argument `aside`. Raises OSError."""
+    from joblib import Memory
+
+    folder = cache_dir() / "drawn"
+    folder.mkdir(parents=True, exist_ok=True)
+    memory = Memory(folder, verbose=0)
+    return memory, memory.cache(function, ignore=[aside])
+
+
+def _key(values: tuple[object, ...]) -> str:
+    import matplotlib as mpl
+
+    return f"{_hash(values)} {_sources()} {mpl.__version__}"
+
+
 def drawn_once(plot: Callable[..., Figure | None], *inputs: object, kind: str = "png") -> bytes:
     """`drawn(plot(*inputs), kind)`, from the cache where the same code has drawn the same inputs before.
 
     Empty where `plot` returns None. `plot` must be a function of a module. Without a cache folder it just draws.
     """
-    import matplotlib as mpl
-    from joblib import Memory
-
-    folder = cache_dir() / "drawn"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        memory = Memory(folder, verbose=0)
-        remembered = memory.cache(_draw, ignore=["inputs"])  # whose hash joblib takes seconds for
-        arguments = (plot, inputs, kind, f"{_hash(inputs)} {_sources()} {mpl.__version__}")
+        memory, remembered = _remembered(_draw, "inputs")  # whose hash joblib takes seconds for
+        arguments = (plot, inputs, kind, _key(inputs))
         known = remembered.check_call_in_cache(*arguments)
         content: bytes = remembered(*arguments)
         if not known:
@@ -123,6 +134,28 @@ def drawn_once(plot: Callable[..., Figure | None], *inputs: object, kind: str = 
     except OSError:
         return _draw(plot, inputs, kind, "")
     return content
+
+
+def _same(content: bytes, made_of: str) -> bytes:
+    return content
+
+
+def recall(*made_of: object) -> bytes | None:
+    """What `remember` was given, by the same code, for equal values; None where it was not, or is forgotten."""
+    with suppress(OSError):
+        _, remembered = _remembered(_same, "content")
+        arguments = (b"", _key(made_of))
+        if remembered.check_call_in_cache(*arguments):
+            return remembered(*arguments) or None
+    return None
+
+
+def remember(content: bytes, *made_of: object) -> None:
+    """Keep what was made of some values in the cache of figures, if there is one."""
+    with suppress(OSError):
+        memory, remembered = _remembered(_same, "content")
+        remembered(content, _key(made_of))
+        memory.reduce_size(bytes_limit=KEPT)
 
 
 def save(figure: Figure, path: Path) -> None:

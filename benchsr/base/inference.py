@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -177,15 +178,61 @@ class FrozenConv2d(nn.Conv2d):
         return out
 
 
+class _SignOnly(torch.autograd.Function):
+    """An activation that keeps its signs alone: a byte an element instead of four."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, act: nn.ReLU | nn.LeakyReLU) -> Tensor:
+        if act.inplace:
+            ctx.mark_dirty(x)
+        out = F.relu(x, act.inplace) if isinstance(act, nn.ReLU) else F.leaky_relu(x, act.negative_slope, act.inplace)
+        ctx.save_for_backward(out.sign().to(torch.int8))  # `out > 0` takes twice as long, and so does its way back
+        ctx.act = act
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (sign,), grad = ctx.saved_tensors, grads[0]
+        # torch's own kernels: of the activation's input or output they read whether it is positive.
+        if isinstance(ctx.act, nn.ReLU):
+            return torch.ops.aten.threshold_backward(grad, sign, 0), None
+        return torch.ops.aten.leaky_relu_backward(grad, sign, ctx.act.negative_slope, False), None
+
+
+class FrozenReLU(nn.ReLU):
+    """`nn.ReLU`: bit for bit the same output and gradient, from a quarter of the bytes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activate `x`."""
+        return _SignOnly.apply(x, self) if x.requires_grad else super().forward(x)
+
+
+class FrozenLeakyReLU(nn.LeakyReLU):
+    """`nn.LeakyReLU`: bit for bit the same output and gradient, from a quarter of the bytes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activate `x`."""
+        ordinary = self.negative_slope <= 0 or not x.requires_grad  # the output's sign is the input's at slopes above 0
+        return super().forward(x) if ordinary else _SignOnly.apply(x, self)
+
+
+FROZEN: Mapping[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: FrozenConv2d,
+    nn.ReLU: FrozenReLU,
+    nn.LeakyReLU: FrozenLeakyReLU,
+}
+"""What plain modules of a frozen network become: they hold and compute the same, and keep less for backward."""
+
+
 def freeze(network: nn.Module) -> nn.Module:
     """Put `network` into eval mode with fixed weights, in place, and return it.
 
-    Its plain convolutions stop keeping their inputs for backward: for an RRDB generator attacked through its input,
-    0.2 to 0.3 of the bytes at the same time and the same gradient. Convolutions are laid out channels-last.
+    Its plain convolutions stop keeping their inputs for backward, its activations all but signs: for an RRDB generator
+    attacked through its input, 0.1 of the bytes at the same time and the same gradient. Convolutions are laid out
+    channels-last.
     """
     for module in network.modules():
-        if type(module) is nn.Conv2d:
-            module.__class__ = FrozenConv2d
+        module.__class__ = FROZEN.get(type(module), type(module))
     network.requires_grad_(False)
     return network.eval().to(memory_format=torch.channels_last)
 

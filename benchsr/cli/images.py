@@ -115,12 +115,21 @@ def figures(
     ] = True,
     cache: CacheFolder = None,
     device: Device = "auto",
+    workers: Annotated[str, typer.Option(help="Processes that compute and draw; auto: as many as cores.")] = "auto",
 ) -> None:
     """Draw what threats do to images and their SR, as PNG and PDF; `benchsr site` shows them with a slider."""
     from benchsr.commands.figures import make_figures
 
     with out.status("Drawing"):
         folder = make_figures(
-            models, threats, images, protocol, out=out_dir, cache=cache, device=device, drawings=drawings
+            models,
+            threats,
+            images,
+            protocol,
+            out=out_dir,
+            cache=cache,
+            device=device,
+            drawings=drawings,
+            workers=workers,
         )
     out.print(f"Figures: {folder}")

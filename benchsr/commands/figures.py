@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import multiprocessing
+import tempfile
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,13 +24,15 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from benchsr.base import drawing
+from benchsr.base.drawing import recall, remember
 from benchsr.base.errors import InputError, ModelError
-from benchsr.base.files import cache_dir, write_atomic
-from benchsr.base.inference import one_thread, pick_device
+from benchsr.base.files import cache_dir, write_changed
+from benchsr.base.inference import one_thread
 from benchsr.base.pairs import Sample
-from benchsr.data.datasets import Dataset, load_dataset
+from benchsr.data.datasets import load_dataset
 from benchsr.data.images import write_image
 from benchsr.evaluation.cache import AttackCache
+from benchsr.evaluation.executors import Processes, load_executor
 from benchsr.evaluation.ledger import stored_protocol
 from benchsr.evaluation.plan import Cell, plan, resolve
 from benchsr.evaluation.protocol import Protocol, load_protocol, select_threats
@@ -45,6 +53,9 @@ PANEL = 512
 
 QUALITY = 80
 """Quality of the page's lossy WebP pictures, from 0 to 100."""
+
+ENTRY = "entry.json"
+"""Where a packed shot holds its entry of figures.json."""
 
 NOTE = "Pictures of HR size are lossy (WebP): look at them, measure nothing on them. Those of LR size are lossless."
 """What the page says of its pictures."""
@@ -136,33 +147,116 @@ def views(worker: Worker, cell: Cell, image: str) -> Iterator[View]:
         yield View(cell.models[answer.record.model], answer.lr, answer.sr[0].cpu(), answer.record)
 
 
-def scenes(
-    worker: Worker,
-    protocol: Protocol,
-    cards: Sequence[Card],
-    threats: Sequence[str],
-    dataset: Dataset,
-    images: Iterable[str],
-) -> list[Scene]:
-    """A scene for each image, threat and family with a model that can be had here, in that order."""
-    found: dict[tuple[str, str], tuple[Sample, list[View]]] = {}
-    cells, _ = plan(protocol, resolve(cards), threats, dataset, worker.device.type)
-    for cell in cells:  # network by network: each is loaded once
-        for image in (image for image in images if image in cell.samples.sources):
-            found.setdefault((image, cell.threat), (cell.samples.sample(image), []))[1].extend(
-                views(worker, cell, image)
-            )
+@dataclass(frozen=True, eq=False)
+class Shot:
+    """What a scene will show, known before anything is computed."""
+
+    threat: str
+    family: str
+    image: str
+    cards: Mapping[str, Card]
+    keys: tuple[str, ...]
+    """Of the lines of results of its models."""
+    drawings: bool
+
+    @property
+    def made_of(self) -> tuple[object, ...]:
+        """All that its pictures depend on, apart from the code."""
+        titles = [THREATS[self.threat].title, *(f"{card.id} {card.title}" for card in self.cards.values())]
+        return self.threat, self.family, self.image, titles, self.keys, self.drawings
+
+
+def shots(
+    cells: Sequence[Cell], cards: Sequence[Card], threats: Sequence[str], images: Sequence[str], drawings: bool
+) -> list[Shot]:
+    """A shot for each image, threat and family with a model that can be had here, in that order."""
+    found: dict[tuple[str, str], dict[str, tuple[Card, str]]] = {}
+    for cell in cells:
+        for record in cell.records:
+            found.setdefault((record.image, cell.threat), {})[record.model] = cell.models[record.model], record.key
     order = {card.id: i for i, card in enumerate(cards)}
-    return [
-        Scene(threat, family, sample, sorted(chosen, key=lambda view: order[view.card.id]))
-        for image in images
-        for threat in threats
-        for family in FAMILIES
-        if (image, threat) in found
-        for sample, made in [found[image, threat]]
-        if family in ({view.card.family for view in made} - {"both"} or {"paper"})
-        for chosen in [[view for view in made if view.card.family in (family, "both")]]
-    ]
+    made = []
+    for image in images:
+        for threat in threats:
+            models = sorted(found.get((image, threat), {}).items(), key=lambda model: order[model[0]])
+            families = {card.family for _, (card, _) in models} - {"both"} or {"paper"}
+            for family in (f for f in FAMILIES if models and f in families):
+                shown = {name: card for name, (card, _) in models if card.family in (family, "both")}
+                keys = tuple(key for name, (_, key) in models if name in shown)
+                made.append(Shot(threat, family, image, shown, keys, drawings))
+    return made
+
+
+@dataclass(frozen=True)
+class Studio:
+    """Computes what shots show and draws it: all that a process needs for it."""
+
+    protocol: Protocol
+    device: str
+    cache: str
+    cells: Sequence[Cell]
+
+    def packed(self, shots: Sequence[Shot]) -> list[bytes]:
+        """Each shot's entry of figures.json and files, as `save` makes them, in a zip file; they are remembered too.
+
+        Raises BenchsrError where a model fails.
+        """
+        worker = Worker(self.protocol, torch.device(self.device), AttackCache(self.cache))
+        wanted = {(shot.threat, shot.image) for shot in shots}
+        samples: dict[tuple[str, str], Sample] = {}
+        made: dict[tuple[str, str], list[View]] = {}
+        with one_thread():  # as in a run
+            for cell in self.cells:  # network by network: each is loaded once
+                for image in dict.fromkeys(record.image for record in cell.records):
+                    if (cell.threat, image) in wanted:
+                        samples[cell.threat, image] = cell.samples.sample(image)
+                        made.setdefault((cell.threat, image), []).extend(views(worker, cell, image))
+        done = []
+        for shot in shots:
+            of_model = {view.card.id: view for view in made[shot.threat, shot.image]}
+            chosen = [of_model[model] for model in shot.cards]
+            scene = Scene(shot.threat, shot.family, samples[shot.threat, shot.image], chosen)
+            done.append(_packed(scene, shot.drawings))
+            remember(done[-1], *shot.made_of)
+        return done
+
+    def shared(self, shots: Sequence[Shot], workers: int) -> list[bytes]:
+        """`packed` by so many processes, which share the GPUs in turn; each loads all networks.
+
+        Raises BenchsrError where a model fails, or a process dies.
+        """
+        parts = [shots[k::workers] for k in range(min(workers, len(shots)))]
+        if len(parts) < 2:
+            return self.packed(shots) if shots else []
+        count = torch.cuda.device_count() if self.device == "cuda" else 0
+        studios = [replace(self, device=f"cuda:{k % count}") if count else self for k in range(len(parts))]
+        done: dict[Shot, bytes] = {}
+        spawn = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
+        try:
+            with ProcessPoolExecutor(len(parts), spawn) as pool:
+                for part, found in zip(parts, pool.map(Studio.packed, studios, parts), strict=True):
+                    done |= zip(part, found, strict=True)
+        except BrokenProcessPool:
+            raise ModelError("a process that draws died; was there enough memory? Ask for fewer --workers") from None
+        return [done[shot] for shot in shots]
+
+
+def _packed(scene: Scene, drawings: bool) -> bytes:
+    buffer = io.BytesIO()
+    with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(buffer, "w") as pack:
+        folder = Path(scratch)
+        pack.writestr(ENTRY, json.dumps(save(scene, folder, drawings)))
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            pack.write(file, file.relative_to(folder).as_posix())
+    return buffer.getvalue()
+
+
+def _unpack(content: bytes, folder: Path) -> Any:
+    """Write a shot's files below `folder`, and return its entry of figures.json."""
+    with zipfile.ZipFile(io.BytesIO(content)) as pack:
+        for name in (name for name in pack.namelist() if name != ENTRY):
+            write_changed(folder / name, pack.read(name))
+        return json.loads(pack.read(ENTRY))
 
 
 def figures_of(record: Record) -> str:
@@ -267,13 +361,16 @@ def make_figures(
     cache: str | Path | None = None,
     device: str = "auto",
     drawings: bool = True,
+    workers: int | str = 1,
 ) -> Path:
     """Write <out>/<protocol>/figures: small pictures for the page, and with `drawings` a PNG and a PDF for each image,
     threat and family.
 
     `models`, `threats`, `images`: "all" or ids separated by commas; `images` None: the first one. Attacks come from the
-    cache or are computed as for the leaderboard that stands there. Raises BenchsrError where a model fails, and
-    InputError where no model can be had or an image is not in the data set.
+    cache or are computed as for the leaderboard that stands there; what shows the same as before comes whole from the
+    cache of figures. `workers`: processes, as for `benchsr run`; others than 1 import the main module, which must then
+    be guarded. Raises BenchsrError where a model fails, and InputError where no model can be had or an image is not in
+    the data set.
     """
     chosen = protocol if isinstance(protocol, Protocol) else load_protocol(protocol)
     folder = Path(out) / chosen.board
@@ -284,17 +381,20 @@ def make_figures(
                 f"{folder / 'results.csv'} was made by another version of benchsr, whose pictures cannot be made with "
                 "this one; run the benchmark again"
             )
+    executor = load_executor("local", device, workers)
     dataset = load_dataset(chosen.dataset, crop=chosen.crop, scale=chosen.scale).first(chosen.images)
     wanted = dataset.ids[:1] if images is None else dataset.sources.select(images)
-    store = AttackCache(str(cache or cache_dir() / "attacked"))
-    worker = Worker(chosen, pick_device(device), store)
-    with one_thread():  # as in a run
-        made = scenes(
-            worker, chosen, select_cards(models, chosen.scale), select_threats(threats, chosen), dataset, wanted
-        )
-    if not made:
+    cards, named = select_cards(models, chosen.scale), select_threats(threats, chosen)
+    cells, _ = plan(chosen, resolve(cards), named, dataset, executor.device.type)
+    todo = shots(cells, cards, named, wanted, drawings)
+    if not todo:
         raise InputError(f"none of the models {models!r} can be had here; see: benchsr list models")
-    entries = [save(scene, folder / "figures", drawings) for scene in made]
+    packs = {shot: recall(*shot.made_of) for shot in todo}
+    lacking = [shot for shot, known in packs.items() if known is None]
+    studio = Studio(chosen, str(executor.device), str(cache or cache_dir() / "attacked"), cells)
+    count = executor.workers if isinstance(executor, Processes) else 1
+    packs |= zip(lacking, studio.shared(lacking, count), strict=True)
+    entries = [_unpack(content, folder / "figures") for content in packs.values() if content]
     about = {"fingerprint": chosen.fingerprint, "note": NOTE, "scenes": entries}
-    write_atomic(folder / "figures" / "figures.json", json.dumps(about, indent=1) + "\n")
+    write_changed(folder / "figures" / "figures.json", json.dumps(about, indent=1) + "\n")
     return folder / "figures"

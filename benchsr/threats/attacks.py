@@ -213,6 +213,7 @@ class GradientAttack(Attack):  # type: ignore[misc]
         best_image, best_gain = x, x.new_full((len(x),), -torch.inf)
         best_loss, best_step = x.new_zeros(len(x)), torch.zeros(len(x), dtype=torch.long, device=x.device)
         loss_clean: Tensor | None = None
+        starts_clean = self.shows_itself and torch.equal(self.image(v), x)  # asked while the device has no work
         for t in range(self.steps + 1):
             last = t == self.steps
             gradient = self.needs_gradient and not last
@@ -221,7 +222,7 @@ class GradientAttack(Attack):  # type: ignore[misc]
                 zero = torch.maximum(zero, (grad == 0).flatten(1).float().mean(1))
             losses.append(loss)
             gains.append(gain)
-            if t == 0 and self.shows_itself and torch.equal(image, x):
+            if t == 0 and starts_clean:
                 loss_clean = loss
             better = gain > best_gain if self.keep_best else torch.full_like(gain, last, dtype=torch.bool)
             best_gain = torch.where(better, gain, best_gain)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -37,8 +38,35 @@ def test_same_output_and_gradient_from_fewer_bytes(autocast: bool) -> None:
         frozen_out, frozen_grad, frozen_kept = input_gradient(frozen, lr)
     assert torch.equal(out, frozen_out)
     assert torch.equal(grad, frozen_grad)
-    assert frozen_kept < 0.5 * kept
+    assert frozen_kept < 0.2 * kept
     assert grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("act", [nn.ReLU, lambda inplace: nn.LeakyReLU(0.2, inplace)])
+def test_activations_keep_signs_alone(act: Callable[..., nn.Module], dtype: torch.dtype, inplace: bool) -> None:
+    conv = nn.Conv2d(3, 8, 1)
+    nn.init.uniform_(conv.bias, -1.0, 1.0)  # type: ignore[arg-type]
+    plain = nn.Sequential(conv, act(inplace=inplace)).to(dtype)
+    frozen = freeze(copy.deepcopy(plain).to(memory_format=torch.channels_last))
+    x = torch.cat([images(1, 16)[0], torch.zeros(1, 3, 16, 16)]).to(dtype)
+    out, grad, kept = input_gradient(plain.requires_grad_(False).to(memory_format=torch.channels_last), x)
+    frozen_out, frozen_grad, frozen_kept = input_gradient(frozen, x)
+    assert torch.equal(out, frozen_out)
+    assert torch.equal(grad, frozen_grad)
+    assert frozen_kept == out.numel()
+    assert kept >= out.nbytes
+    with torch.no_grad():
+        assert torch.equal(frozen(x), out)
+
+
+def test_leaky_activations_of_other_slopes_are_left_as_they_are() -> None:
+    x = torch.linspace(-1, 1, 9, requires_grad=True)
+    for slope in (0.0, -0.5):
+        act = freeze(nn.LeakyReLU(slope))
+        (grad,) = torch.autograd.grad(act(x).sum(), x)
+        assert grad.tolist() == [*[slope] * 5, *[1.0] * 4]
 
 
 def test_other_convolutions_are_left_as_they_are() -> None:

@@ -10,18 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchsr.base.inference import FrozenConv2d
+from benchsr.base.inference import FROZEN
 
 Attack = Callable[[nn.Module, nn.Module, Tensor, Tensor, Tensor], Tensor]
 """(network, perceptual trunk, LR (1, 3, h, w), HR (1, 3, 4h, 4w), LR where the search starts) -> attacked LR."""
 
 
 def thawed(network: nn.Module) -> nn.Module:
-    """A copy of a frozen network as its library gives it: ordinary contiguous convolutions that want gradients."""
+    """A copy of a frozen network as its library gives it: ordinary contiguous modules that want gradients."""
     network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+    plain = {frozen: ordinary for ordinary, frozen in FROZEN.items()}
     for module in network.modules():
-        if type(module) is FrozenConv2d:
-            module.__class__ = nn.Conv2d  # type: ignore[assignment]
+        module.__class__ = plain.get(type(module), type(module))
     return network.requires_grad_(True).eval()
 
 

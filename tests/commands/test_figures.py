@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +17,12 @@ from toys import FakeLpips, photos, protocol, toy_card
 
 from benchsr.base.errors import InputError, UnknownIdError
 from benchsr.base.pairs import Sample
-from benchsr.commands.figures import PANEL, Scene, View, draw, figures_of, make_figures
+from benchsr.commands.figures import PANEL, Scene, View, draw, figures_of, make_figures, views
 from benchsr.commands.run import evaluate
 from benchsr.data.images import read_image
 from benchsr.evaluation.options import RunOptions
+from benchsr.evaluation.plan import Cell
+from benchsr.evaluation.worker import Worker
 from benchsr.models.zoo import load_card
 from benchsr.results.records import Record, Status
 
@@ -115,6 +120,61 @@ def test_pictures_and_captions_are_those_of_the_leaderboard(tmp_path: Path, monk
     assert view["lr"] == noisy["views"]["bicubic"]["lr"]  # both saw the same
     change = (read_image(folder / view["lr"]) - read_image(folder / noisy["input"])) * noisy["factor"] + 0.5
     assert float((change.clamp(0, 1) - read_image(folder / view["change"])).abs().median()) < noisy["factor"] / 255
+
+
+@pytest.fixture
+def toy_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A protocol whose metrics need no weights, so that other processes can compute it too."""
+    monkeypatch.setenv("BENCHSR_CACHE", str(tmp_path / "user-cache"))
+    monkeypatch.setattr("benchsr.base.drawing.cache_dir", lambda: tmp_path / "user-cache")
+    toy = protocol(tmp_path, photos(tmp_path / "photos"))
+    toy.write_text(toy.read_text() + '[metrics]\nnames = ["psnr"]\n')
+    return toy
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_only_what_changed_is_computed_and_drawn_again(toy_board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, seen = toy_board.parent, []
+
+    def watched(worker: Worker, cell: Cell, image: str) -> Iterator[View]:
+        seen.append((cell.threat, image, *cell.models))
+        return views(worker, cell, image)
+
+    def make(models: str, threats: str, drawings: bool = False) -> dict[str, bytes]:
+        seen.clear()
+        return contents(make_figures(models, threats, "photo1", toy_board, out=folder, device="cpu", drawings=drawings))
+
+    monkeypatch.setattr("benchsr.commands.figures.views", watched)
+    toys = [toy_card(folder, name, seed=1) for name in ("toy-a", "toy-b")]
+    first = make(f"bicubic,{toys[0]}", "clean,noise")
+    assert len(seen) == 4
+    (folder / "toy" / "figures" / "photo1-noise-compact" / "input.webp").unlink()
+    assert make(f"bicubic,{toys[0]}", "clean,noise") == first
+    assert seen == []
+    make(f"bicubic,{toys[0]}", "clean,noise,pgd")  # a threat more
+    assert {threat for threat, *_ in seen} == {"pgd"}
+    make(f"bicubic,{','.join(toys)}", "clean")  # a model more, which stands beside the others
+    assert {model for _, _, *models in seen for model in models} == {"bicubic", "toy-a", "toy-b"}
+    assert set(make("bicubic", "clean", drawings=True)) > {"photo1-clean.png", "photo1-clean.pdf"}
+    monkeypatch.setattr("benchsr.base.drawing._sources", lambda: "other code")
+    assert make(f"bicubic,{toys[0]}", "clean,noise").keys() >= first.keys()
+    assert len(seen) == 4
+
+
+@pytest.mark.slow
+def test_processes_draw_what_this_one_draws(toy_board: Path) -> None:
+    folder, made = toy_board.parent, []
+    models = f"bicubic,{toy_card(folder, 'toy-a', seed=1)}"
+    for workers in (1, 2):
+        shutil.rmtree(folder / "user-cache", ignore_errors=True)
+        how = {"out": folder / f"out{workers}", "device": "cpu", "drawings": False, "workers": workers}
+        made.append(contents(make_figures(models, "clean,noise", "photo1,photo2", toy_board, **how)))  # type: ignore[arg-type]
+    assert len(made[0]) > 30
+    assert made[0] == made[1]
+    assert multiprocessing.active_children() == []
 
 
 def test_pictures_for_the_page_alone_are_small_and_without_drawings(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ import scipy.signal
 import torch
 from conftest import images, scene
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchsr.base.errors import InputError, UnknownIdError
 from benchsr.metrics.objective import BoundObjective
@@ -51,6 +53,36 @@ def test_every_threat_makes_images_that_depend_on_seed_and_id_alone(
     assert 0 <= first.min() <= first.max() <= 1
     unchanged = THREATS["clean"].make, THREATS["partial-clean"].make
     assert torch.equal(first, lr) == (THREATS[name].make in unchanged)
+
+
+WHOLE = [name for name in OWN_LR if "l1_weight" in THREATS[name].defaults and "margin" not in THREATS[name].defaults]
+"""Attacks whose objective can be L1 over the whole image."""
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_no_step_of_an_attack_waits_for_the_device(name: str) -> None:
+    """On torch's device without values whoever asks for one fails."""
+    attack = load_threat(name, **settings(name)).attack(nn.Upsample(scale_factor=4))
+    lr, hr = torch.zeros(2, 3, 16, 16, device="meta"), torch.zeros(2, 3, 64, 64, device="meta")
+    assert attack.last_iterate(lr, attack.objective.bind(hr), ["a", "b"], 0).shape == lr.shape
+
+
+def test_an_attack_asks_the_device_as_often_however_many_steps_it_takes(network: nn.Module) -> None:
+    asked: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            asked.extend(word for word in ("_local_scalar_dense", "equal.default", "is_nonzero") if word in str(func))
+            return func(*args, **kwargs or {})
+
+    counts = []
+    for steps in (2, 6):
+        asked.clear()
+        attack = load_threat("pgd", steps=steps, **L1).attack(network)
+        with Watch():  # type: ignore[no-untyped-call]
+            attack.run(*scene(network, 1, 12))
+        counts.append(len(asked))
+    assert 0 < counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("name", OWN_LR)
