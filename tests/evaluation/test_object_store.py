@@ -26,7 +26,7 @@ from benchsr.results.records import Record
 pytest.importorskip("moto.server", reason="moto is not installed: benchsr[dev]")
 s3fs: Any = pytest.importorskip("s3fs", reason="s3fs is not installed: benchsr[s3]")
 
-from moto.server import DomainDispatcherApplication, create_backend_app  # noqa: E402
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app  # noqa: E402
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server  # noqa: E402
 from werkzeug.test import run_wsgi_app  # noqa: E402
 
