@@ -27,7 +27,8 @@ def test_a_mutant_of_code_that_is_gone_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.reliability
 def test_nine_of_ten_mutants_are_noticed(record_property: Callable[[str, object], None]) -> None:
-    """In a process of its own, which has imported nothing of the package's yet."""
+    """Faults put into attacks, smoothing, certificate, scores and ledger, one at a time, for the tests to notice."""
+    # A process of its own has imported nothing of the package yet.
     ran = subprocess.run([sys.executable, mutants.__file__], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     found = [json.loads(line) for line in ran.stdout.splitlines()]

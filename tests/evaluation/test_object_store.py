@@ -154,6 +154,7 @@ def fresh() -> AttackCache:
 def test_the_network_is_cut_for_10_seconds(
     bench: ToyBench, store: Store, record_property: Callable[[str, object], None]
 ) -> None:
+    """The cache in an object store whose network is cut for 10 seconds; 4 workers."""
     run(bench, "out", after(20, store.cut), seconds=0.5)
     compare(bench, "out", record_property)
     assert fresh().damaged() == {}
@@ -161,6 +162,7 @@ def test_the_network_is_cut_for_10_seconds(
 
 
 def test_there_is_no_network(bench: ToyBench, store: Store, record_property: Callable[[str, object], None]) -> None:
+    """The cache in an object store that never answers; 4 workers."""
     store.down()
     run(bench, "out")
     compare(bench, "out", record_property)
@@ -168,6 +170,7 @@ def test_there_is_no_network(bench: ToyBench, store: Store, record_property: Cal
 
 
 def test_credentials_expire(bench: ToyBench, store: Store, record_property: Callable[[str, object], None]) -> None:
+    """The cache in an object store whose credentials expire, and are renewed for the next run; 4 workers."""
     run(bench, "out", after(20, lambda: setattr(store, "expired", True)), seconds=0.2)
     compare(bench, "out", record_property)
     store.expired = False
@@ -180,6 +183,7 @@ def test_credentials_expire(bench: ToyBench, store: Store, record_property: Call
 
 
 def test_listings_are_late(bench: ToyBench, store: Store, record_property: Callable[[str, object], None]) -> None:
+    """The cache in an object store that lists what it held long ago: three runs and four prunes; 4 workers."""
     store.late = True
     assert list(fresh().entries()) == []
     run(bench, "out")
