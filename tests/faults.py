@@ -32,8 +32,12 @@ from benchsr.evaluation.options import RunOptions
 from benchsr.evaluation.plan import Cell
 from benchsr.evaluation.worker import Worker
 from benchsr.metrics import quality as metrics
+from benchsr.models import isolated
 from benchsr.models import network as models
 from benchsr.results.records import Record
+
+PATIENCE, SCARCE = 20.0, 300_000_000
+"""Seconds for an answer of a stranger's network, and bytes that it may take, where ToyMake is harsh."""
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: benchsr[ray]")
 FIGURES = ["psnr", "ssim", "lpips", "attack_linf", "attack_l2", "loss_clean", "loss_attacked", "status", "key"]
@@ -74,16 +78,23 @@ FAULTS: Mapping[str, tuple[Callable[[Tensor], Any], str]] = {
 
 @dataclass(frozen=True)
 class ToyMake:
-    """Makes workers with a stand-in for LPIPS and faulty networks, that take `seconds` longer for each evaluation."""
+    """Makes workers with a stand-in for LPIPS and faulty networks, that take `seconds` longer for each evaluation.
+
+    `harsh`: with little patience and memory for networks of a stranger's code.
+    """
 
     make: MakeWorker
     seconds: float = 0.0
     log: Path | None = None
     meet: Path | None = None
+    harsh: bool = False
 
     def __call__(self, device: torch.device, *, share: float) -> Worker:
         metrics.lpips_net = FakeLpips  # type: ignore[assignment, attr-defined]
         worker.load_network = _load_network  # type: ignore[attr-defined]
+        if self.harsh:
+            isolated.ANSWER_SECONDS = PATIENCE
+            worker.free_bytes = lambda device: SCARCE  # type: ignore[attr-defined]
         made = self.make(device, share=share)
         if self.meet:
             return _Meeting(made, self.meet)  # type: ignore[return-value]
@@ -124,27 +135,28 @@ class _Meeting:
 _real_load_network = models.load_network
 
 
-def _load_network(card: Any, device: Any = "cpu") -> nn.Module:
+def _load_network(card: Any, device: Any = "cpu", memory: float | None = None) -> nn.Module:
     fault = FAULTS.get(card.id.removeprefix("toy-"))
-    return Misbehaving(fault[0]) if fault else _real_load_network(card, device=device)
+    return Misbehaving(fault[0]) if fault else _real_load_network(card, device, memory)
 
 
 @dataclass(frozen=True)
 class ToyExecutor:
-    """An executor whose workers are made by ToyMake. `watch` is called with every record."""
+    """An executor whose workers are made by ToyMake, which takes the rest. `watch` is called with every record."""
 
     inner: Executor
     seconds: float = 0.0
     log: Path | None = None
     watch: Callable[[Record], None] = field(default=lambda _: None)
     meet: Path | None = None
+    harsh: bool = False
 
     @property
     def device(self) -> torch.device:
         return self.inner.device
 
     def run(self, make: MakeWorker, cells: Sequence[Cell]) -> Generator[Record, None, None]:
-        with closing(self.inner.run(ToyMake(make, self.seconds, self.log, self.meet), cells)) as records:
+        with closing(self.inner.run(ToyMake(make, self.seconds, self.log, self.meet, self.harsh), cells)) as records:
             for record in records:
                 self.watch(record)
                 yield record

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from benchsr.base.errors import BenchsrError, InputError, ModelError
 from benchsr.base.inference import Autocast, Stopwatch, checkpoint_blocks, full_float32, require_repeated, to_8bit
+from benchsr.base.inner import inner_gradients
 from benchsr.base.pairs import Sample
 from benchsr.base.rng import Randomised
 from benchsr.defences.bounds import distance_squares
@@ -24,13 +25,14 @@ from benchsr.evaluation.plan import Cell, facing
 from benchsr.evaluation.protocol import Protocol
 from benchsr.metrics.objective import BoundObjective, Objective
 from benchsr.metrics.quality import Scores, score
-from benchsr.models.cards import Card, Deployment
+from benchsr.models.cards import Card, Deployment, Live
+from benchsr.models.live import trial
 from benchsr.models.network import load_network, network_bytes
 from benchsr.models.zoo import network_key
 from benchsr.results.records import Record, Status
 from benchsr.results.singles import Singles
 from benchsr.threats.attacks import AttackResult
-from benchsr.threats.health import attack_flags, inner_gradients
+from benchsr.threats.health import attack_flags
 from benchsr.threats.table import Threat
 from benchsr.threats.variants import Universal
 
@@ -96,7 +98,7 @@ class Answer:
     sr: Tensor | None = None
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """What went wrong, on one line. The error itself is not kept: its traceback holds every tensor on its way."""
     text = str(error) if isinstance(error, BenchsrError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:500]
@@ -146,6 +148,7 @@ class Worker:
         self.memory_budget = memory_budget
         self.share = share
         self._network: tuple[str, nn.Module] | None = None
+        self._at_first: Tensor | None = None
         self._features: dict[tuple[str, str], Tensor] = {}
         self._features_room: float | None = None
         self._bytes_per_pixel: dict[tuple[str, Objective], float] = {}
@@ -170,7 +173,7 @@ class Worker:
                         continue
                     try:
                         answer = self._score(cell, template, attacked)
-                    except Exception as error:  # a stranger's model may raise anything: its row says what
+                    except (Exception, SystemExit) as error:  # a stranger's model may raise anything: its row says it
                         answer = Answer(failed(template, reason(error)))
                     yield answer
 
@@ -196,7 +199,7 @@ class Worker:
         """Attack images of one shape together; when that fails halve the batch, until only the culprit fails."""
         try:
             return {a.sample.id: a for a in self._attack_batch(cell, samples)}
-        except Exception as error:  # out of memory, or one image's own trouble
+        except (Exception, SystemExit) as error:  # out of memory, or one image's own trouble
             if len(samples) == 1:
                 return {samples[0].id: reason(error)}
         if self.device.type == "cuda":
@@ -337,13 +340,10 @@ class Worker:
             network_key(cell.network_card),
             deployment(cell.models[model_id], self.protocol.threat(cell.threat).like),
         )
-        if (
-            model is not self._load(cell.network_card)
-            and not isinstance(model, Smoothed)
-            and deployed not in self._repeated
-        ):
+        plain, coded = model is self._load(cell.network_card), isinstance(cell.network_card, Live)
+        if not isinstance(model, Smoothed) and (coded or not (plain or deployed in self._repeated)):
             with torch.no_grad(), full_float32():
-                require_repeated("the defended model", answers[0], answer(0))
+                require_repeated(model_id if plain else "the defended model", answers[0], answer(0))
             self._repeated.add(deployed)
         return sr, watch.seconds / len(answers)
 
@@ -366,6 +366,7 @@ class Worker:
                 sr, model, seconds = self._single_answers(cell, template.model, attacked)
             else:
                 sr, seconds = self._super_resolve(cell, template.model, attacked)
+        self._require_unchanged(cell.network_card)
         found = self._scores(sr, sample, threat)
         if threat.singles:
             singles = self._singles(sr, sample, model, found, is_clean=threat.objective is None)
@@ -417,10 +418,30 @@ class Worker:
     def _load(self, card: Card) -> nn.Module:
         key = network_key(card)  # two cards may bear one id
         if self._network is None or self._network[0] != key:
-            self._network = None  # frees the last one before the next is loaded
+            self._network = self._at_first = None  # frees the last one before the next is loaded
             self._perturbations = {}
-            self._network = (key, load_network(card, device=self.device))
+            memory = self.share * free_bytes(torch.device("cpu"))  # for a stranger's code
+            self._network = (key, load_network(card, device=self.device, memory=memory))
+            self._at_first = self._tried(card)
         return self._network[1]
+
+    def _tried(self, card: Card) -> Tensor | None:
+        """What a network that no file describes answers to the trial image; None: it takes larger ones only."""
+        if not isinstance(card, Live):
+            return None
+        network, x = self._load(card), trial(self.device)
+        try:
+            with torch.no_grad(), full_float32():
+                answer: Tensor = network(x, ["trial"], "trial") if isinstance(network, Randomised) else network(x)
+        except InputError:
+            return None
+        return answer
+
+    def _require_unchanged(self, card: Card) -> None:
+        """Raise ModelError where such a network is no longer what it was when it was loaded."""
+        answer = self._tried(card)
+        if answer is not None and self._at_first is not None:
+            require_repeated(f"{card.id}, as time went by,", self._at_first, answer)
 
     def _bound(self, cell: Cell, samples: Sequence[Sample], hr: Tensor, objective: Objective) -> BoundObjective:
         if not objective.perceptual_weight:

@@ -363,6 +363,16 @@ class Live(Card):
         return Card.model_construct(**{name: getattr(self, name) for name in Card.model_fields})
 
 
+class Coded(Live):
+    """A row for a network that the code `_factory` (package.module:factory) makes, each time in a process of its own.
+
+    `_bytes`: of its weights and buffers.
+    """
+
+    _factory: str = PrivateAttr()
+    _bytes: int = PrivateAttr()
+
+
 class Deployment(NamedTuple):
     """How a card is deployed against a threat: a defence of the table of defences, with its settings by name."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import pickle
 import sys
@@ -19,7 +18,8 @@ from benchsr.base.inference import require_repeated
 from benchsr.base.pairs import USUAL, Scale
 from benchsr.base.rng import Randomised
 from benchsr.base.schema import require_id
-from benchsr.models.cards import UNSTATED, Card, Live
+from benchsr.models.cards import UNSTATED, Card, Coded, Live
+from benchsr.models.isolated import coded
 from benchsr.models.network import load_network
 from benchsr.models.zoo import FACTORY, WEIGHTS, load_card, named, renamed, require_free, select_cards
 
@@ -116,32 +116,21 @@ def _source(kind: type) -> str:
         return ""
 
 
-def made(factory: str, row: str = "", scale: Scale = USUAL) -> Live:
+def made(factory: str, row: str = "", scale: Scale = USUAL) -> Coded:
     """The row for what package.module:factory, called without arguments, returns; by default named after it.
 
-    Its module is looked for in the current folder too. This runs that code. Raises InputError where it cannot be
-    imported, ModelError where it fails, and what `live` raises.
+    Its module is looked for in the current folder too. This runs that code, in a process of its own. Raises InputError
+    where it cannot be imported, ModelError where it fails, and what `live` raises.
     """
-    module, _, path = factory.partition(":")
-    if str(Path.cwd()) not in sys.path:  # as `python -m` has it; workers take the path over
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: object = importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except Exception as error:  # whatever the module's own code raises
-        raise InputError(f"{factory} cannot be imported ({type(error).__name__}: {error})") from error
-    if not callable(found):
-        raise InputError(f"{factory} is no callable ({type(found).__name__}); it must be one without arguments")
-    try:
-        network = found()
-    except Exception as error:
-        raise ModelError(f"{factory} failed ({type(error).__name__}: {error})") from error
-    if not isinstance(network, nn.Module):
-        raise ModelError(f"{factory} returned a {type(network).__name__}, not a network (torch.nn.Module)")
-    row = row or path.rpartition(".")[2].lower().replace("_", "-").strip("-")
+    row = row or factory.rpartition(":")[2].rpartition(".")[2].lower().replace("_", "-").strip("-")
     require_id(row)
-    return live(row, network, scale)
+    require_free(row)
+    return coded(factory, row, scale)
+
+
+def trial(device: torch.device) -> Tensor:
+    """The image (1, 3, h, w) that a network without a card is shown first."""
+    return torch.rand((1, 3, TRIAL_SIDE, TRIAL_SIDE), generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def try_out(card: Card) -> None:
@@ -152,7 +141,7 @@ def try_out(card: Card) -> None:
     parameter = next(card._network.parameters(), None) if isinstance(card, Live) else None
     device = parameter.device if parameter is not None else torch.device("cpu")
     network = load_network(card, device)
-    x = torch.rand((1, 3, TRIAL_SIDE, TRIAL_SIDE), generator=torch.Generator().manual_seed(0)).to(device)
+    x = trial(device)
     try:
         with torch.no_grad():
             answers = network(x), network(x)
@@ -169,7 +158,7 @@ def try_out(card: Card) -> None:
 
 def require_picklable(cards: Iterable[Card]) -> None:
     """Raise InputError where a live network cannot be sent to worker processes."""
-    for card in (card for card in cards if isinstance(card, Live)):
+    for card in (card for card in cards if isinstance(card, Live) and not isinstance(card, Coded)):
         modules = {type(module).__module__ for module in card._network.modules()}
         why = ""
         if "__main__" in modules and not hasattr(sys.modules["__main__"], "__file__"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import pickle
 import re
 from collections.abc import Callable
@@ -19,14 +20,18 @@ from benchsr.base.errors import InputError, IntegrityError, ModelError
 from benchsr.base.files import shown
 from benchsr.base.inference import freeze
 from benchsr.base.pairs import SCALES, Scale
+from benchsr.base.settings import Snapshot
 from benchsr.models.adapters import merge_adapter
-from benchsr.models.cards import MAX_WEIGHT_BYTES, Card, Live
+from benchsr.models.cards import MAX_WEIGHT_BYTES, Card, Coded, Live
+from benchsr.models.isolated import isolated
 from benchsr.models.ncnn import read_ncnn
 from benchsr.models.tfjs import read_tfjs
 from benchsr.models.zoo import Found, find_weights, load_card, root_card
 
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
+
+log = logging.getLogger(__name__)
 
 MAX_PARAMETERS = 1 << 28
 
@@ -37,6 +42,8 @@ def network_bytes(card: Card) -> int:
     Raises as `network_key` does.
     """
     root = root_card(card)
+    if isinstance(root, Coded):
+        return root._bytes
     if isinstance(root, Live):
         return sum(value.nbytes for value in root._network.state_dict().values() if isinstance(value, Tensor))
     if not root.weights:
@@ -60,7 +67,7 @@ def _read_pth(files: tuple[Path, ...]) -> dict[str, Any]:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"it names {named[1]}" if named else "it holds more than tensors, or is damaged"
         raise IntegrityError(f"{shown(files[0])}: refused, nothing was run: {what}") from error
-    except (RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError, OSError) as error:
+    except Exception as error:  # torch trusts the structure of what it reads, and damage breaks it in many ways
         raise IntegrityError(f"{shown(files[0])} is not a torch checkpoint ({type(error).__name__})") from error
     return state
 
@@ -188,19 +195,45 @@ def _copied(card: Live) -> nn.Module:
         raise ModelError(f"{card.id}: the network cannot be copied ({type(error).__name__}: {error})") from error
 
 
-def load_network(card: Card | str | Path, device: str | torch.device = "cpu") -> nn.Module:
+def _guard(who: str, network: nn.Module) -> None:
+    """Undo after each call, in place, whatever the code of `network` does to its input or to torch's settings.
+
+    The settings that it changed are named in the log, once.
+    """
+    calls: list[Snapshot] = []
+    told: set[str] = set()
+
+    def before(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        calls.append(Snapshot())
+        return inputs[0].clone(), *inputs[1:]
+
+    def after(*_: Any) -> None:
+        changed = set(calls.pop().restore()) - told
+        if changed:
+            told.update(changed)
+            log.warning("%s changed settings of torch; they are set back: %s", who, ", ".join(sorted(changed)))
+
+    network.register_forward_pre_hook(before)
+    network.register_forward_hook(after, always_call=True)
+
+
+def load_network(card: Card | str | Path, device: str | torch.device = "cpu", memory: float | None = None) -> nn.Module:
     """The network f of a card or id, without smoothing: eval mode, fixed float32 weights.
 
     It maps LR (N, 3, h, w), RGB in [0, 1], to SR (N, 3, sh, sw), s being the card's factor, unclamped and
-    differentiable in its input, and raises ModelError where its output has another shape. Raises UnknownIdError,
+    differentiable in its input, and raises ModelError where its output has another shape. `memory`: bytes that the
+    process of a network made by code may take, by default most of what is free. Raises UnknownIdError,
     CardError, UnavailableError (weights cannot be had: says what to do), IntegrityError (they are not what they should
     be) or ModelError (no RGB network of the card's scale).
     """
     asked = card if isinstance(card, Card) else load_card(card)
     root = root_card(asked)
     network: nn.Module = Bicubic(asked.factor)
-    if isinstance(root, Live):
+    if isinstance(root, Coded):
+        network = isolated(root, torch.device(device), memory)
+    elif isinstance(root, Live):
         network = _copied(root)
+        _guard(root.id, network)
     if root.weights:
         found = find_weights(root.weights, root._folder)
         if found.base:

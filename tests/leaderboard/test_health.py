@@ -13,6 +13,7 @@ from conftest import scene, tiny_rrdb
 from torch import Tensor, nn
 from torch.autograd import grad as grad_by_name
 
+from benchsr.base.inner import inner_gradients
 from benchsr.defences.smoothing import smooth
 from benchsr.leaderboard.flags import FLAGS, flags
 from benchsr.metrics.objective import Objective
@@ -21,7 +22,7 @@ from benchsr.models.cards import Card, Smoothing
 from benchsr.models.zoo import load_card
 from benchsr.results.records import Record, Status
 from benchsr.threats.attacks import FGSM, PGD, AttackTrace
-from benchsr.threats.health import attack_flags, inner_gradients
+from benchsr.threats.health import attack_flags
 
 L1 = Objective(l1_weight=1.0, perceptual_weight=0.0)
 EPS = 8 / 255

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from benchsr.base.rng import Randomised, Seeded
 from benchsr.models.cards import Card, Live
 from benchsr.models.live import Model, live, live_key, require_picklable, select
 from benchsr.models.network import load_network, network_bytes
+from benchsr.models.serving import network_of
 from benchsr.models.zoo import load_card, network_key
 
 
@@ -218,8 +220,8 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A module in the current folder."""
     (tmp_path / "my_nets.py").write_text(FACTORIES)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [p for p in __import__("sys").path if p])
-    monkeypatch.delitem(__import__("sys").modules, "my_nets", raising=False)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    monkeypatch.delitem(sys.modules, "my_nets", raising=False)
     return "my_nets"
 
 
@@ -227,9 +229,11 @@ def test_code_runs_only_when_trusted(factories: str) -> None:
     for call in (select, load_card):
         with pytest.raises(InputError, match=r"my_nets:good_one names Python code .*--trust-code"):
             call(f"{factories}:good_one")
-    cards = select(f"{factories}:good_one,bicubic,mine={factories}:good_one", trust_code=True)
-    assert [card.id for card in cards] == ["good-one", "bicubic", "mine"]
-    assert network_key(cards[0]) == live_key(net()) == network_key(cards[2])
+    cards = select(f"{factories}:good_one,bicubic", trust_code=True)
+    assert [card.id for card in cards] == ["good-one", "bicubic"]
+    assert network_key(cards[0]) == live_key(net())
+    assert network_bytes(cards[0]) == network_bytes(live("own", net()))
+    assert factories not in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -237,7 +241,6 @@ def test_code_runs_only_when_trusted(factories: str) -> None:
     [
         ("my_nets:failing", r"my_nets:failing failed \(ValueError: no weights here\)"),
         ("my_nets:nothing", "my_nets:nothing returned a NoneType, not a network"),
-        ("my_nets:training", "training: .*train mode"),
         ("my_nets:number", r"my_nets:number is no callable \(int\); it must be one"),
         ("my_nets:missing", "my_nets:missing cannot be imported .*has no attribute 'missing'"),
         ("no_such_module:net", "no_such_module:net cannot be imported"),
@@ -245,4 +248,9 @@ def test_code_runs_only_when_trusted(factories: str) -> None:
 )
 def test_a_factory_that_fails_is_named(factories: str, name: str, says: str) -> None:
     with pytest.raises(BenchsrError, match=says):
-        select(name, trust_code=True)
+        network_of(name)
+
+
+def test_what_its_process_finds_wrong_is_said_here(factories: str) -> None:
+    with pytest.raises(InputError, match=r"training: .*train mode"):
+        select(f"{factories}:training", trust_code=True)
