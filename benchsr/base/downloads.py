@@ -272,9 +272,11 @@ def extract_zip(archive: str | Path, folder: str | Path, max_bytes: int, max_fil
                 if not inside or "\\" in entry.filename or stat.S_ISLNK(entry.external_attr >> 16):
                     raise IntegrityError(f"{archive}: entry {entry.filename!r} leaves the folder; nothing was unpacked")
             opened.extractall(root, entries)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except IntegrityError:
+        raise
+    except Exception as error:  # damage breaks zipfile, and the decompressors behind it, in many ways
+        if isinstance(error, OSError) and error.strerror:
+            raise InputError(f"cannot unpack {archive} into {root}: {error.strerror}") from error
         raise IntegrityError(
             f"{archive} is not a usable zip archive ({error}); delete it and fetch it again"
         ) from error
-    except OSError as error:
-        raise InputError(f"cannot unpack {archive} into {root}: {error.strerror}") from error

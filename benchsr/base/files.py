@@ -35,6 +35,12 @@ def shown(path: Path) -> str:
     return str(path)
 
 
+def require_ordinary(path: str | Path) -> None:
+    """Raise InputError for a folder, a pipe or a device: reading one might never end."""
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113  # Path's raise for names that are too long
+        raise InputError(f"{path}: is no ordinary file")
+
+
 def sha256_file(path: str | Path) -> str:
     """SHA-256 of a file's bytes, as 64 lower-case hexadecimal digits."""
     with Path(path).open("rb") as file:

@@ -134,8 +134,8 @@ class Registry(Mapping[str, T], Generic[T]):
         return list(dict.fromkeys(wanted))
 
     def _unknown(self, name: str) -> str:
-        known = [*self._entries, *self._found()]
-        near = get_close_matches(str(name), known, n=3, cutoff=0.5)
+        known, name = [*self._entries, *self._found()], str(name)[:100]
+        near = get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(known)}"
         return f"unknown {self.kind} {name!r}; {hint}"
 

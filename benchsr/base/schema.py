@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from collections.abc import Set
 from difflib import get_close_matches
@@ -11,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, PrivateAttr, StringConstraints, TypeAdapter, ValidationError
 
 from benchsr.base.errors import CardError, InputError
+from benchsr.base.files import require_ordinary
 
 DIGITS = r"[0-9a-f]"
 
@@ -20,7 +23,10 @@ Sha256 = Annotated[str, StringConstraints(pattern=rf"^{DIGITS}{{64}}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
 
-MAX_CARD_BYTES = 64 << 10
+_DEEP = re.compile(r"(?<![\w-])(?:(?>[\w-]+|\"[^\"\n]*\"|'[^'\n]*')[ \t]*\.[ \t]*){32}")
+"""Dotted keys of many parts, for which tomllib takes memory by the square of their number."""
+
+MAX_CARD_BYTES, MAX_JSON_BYTES = 64 << 10, 8 << 20
 
 
 def require_id(name: str) -> None:
@@ -53,21 +59,49 @@ class CardFile(Table):
 
 T = TypeVar("T", bound=Table)
 C = TypeVar("C", bound=CardFile)
+J = TypeVar("J")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The table in `path`. Raises CardError, naming the file, where it cannot be read, is too large or no TOML."""
     try:
+        require_ordinary(path)
         with path.open("rb") as file:
             text = file.read(MAX_CARD_BYTES + 1)
+    except InputError as error:
+        raise CardError(str(error)) from None
     except OSError as error:
         raise CardError(f"{path}: cannot be read ({error.strerror})") from error
     if len(text) > MAX_CARD_BYTES:
         raise CardError(f"{path}: a card or protocol may have {MAX_CARD_BYTES} bytes at most")
     try:
-        return tomllib.loads(text.decode())
+        whole = text.decode()
+        if _DEEP.search(whole):
+            raise ValueError("a key of more than 32 parts")
+        return tomllib.loads(whole)
     except (ValueError, RecursionError) as error:
         raise CardError(f"{path}: not a TOML file ({error})") from error
+
+
+def read_json(path: Path, kind: type[J], fix: str) -> J:
+    """What the JSON file `path` holds, as `kind` has it: a file of our own that anybody may have changed since.
+
+    Raises InputError that names file, field and the `fix` where it cannot be read, is too large or is none.
+    """
+    require_ordinary(path)
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_JSON_BYTES + 1)
+        if len(text) > MAX_JSON_BYTES:
+            raise ValueError(f"more than {MAX_JSON_BYTES} bytes")
+        return TypeAdapter(kind).validate_python(json.loads(text))
+    except ValidationError as error:
+        why = "; ".join(_explain(e, frozenset(), "") for e in error.errors()[:3])
+    except OSError as error:
+        why = str(error.strerror)
+    except (ValueError, RecursionError) as error:
+        why = str(error)
+    raise InputError(f"{path}: cannot be used ({why}); {fix}")
 
 
 def read_card(schema: type[C], path: Path) -> C:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
 
 import skimage
@@ -22,6 +23,9 @@ from benchsr.base.registry import Registry
 from benchsr.base.shrinking import bicubic_downscale
 from benchsr.data.cards import DATASETS, Archives, DataCard, Embedded, Folder, Made, load_data_card
 from benchsr.data.images import MIN_SIDE, SUFFIXES, min_side, opened, read_image
+
+MAX_LISTED = 100_000
+"""Files and folders below a folder of images that are looked at: a card may name any."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +275,14 @@ def _matched(folder: Path, hr: list[Path], lr: list[Path]) -> Registry[Source]:
 
 
 def _images(folder: Path) -> list[Path]:
-    paths = folder.rglob("*")
+    try:
+        paths = list(islice(folder.rglob("*"), MAX_LISTED + 1))
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be listed ({error.strerror}); give the folder of the images alone"
+        ) from None
+    if len(paths) > MAX_LISTED:
+        raise InputError(f"{folder}: more than {MAX_LISTED} files and folders; give a folder of images alone")
     return sorted(path for path in paths if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
 
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from benchsr.base.errors import InputError
-from benchsr.base.files import write_atomic
+from benchsr.base.files import require_ordinary, write_atomic
 from benchsr.base.inference import to_bytes
 from benchsr.base.pairs import Scale
 
@@ -50,6 +50,7 @@ def read_image(path: str | Path, *, min_side: int = MIN_SIDE) -> Tensor:
 @contextmanager
 def opened(path: str | Path, min_side: int) -> Iterator[Image.Image]:
     """An image whose header has been read and whose size is within bounds; whatever goes wrong is an InputError."""
+    require_ordinary(path)
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
-from benchsr.base.errors import CardError, InputError
+from benchsr.base.errors import InputError
 from benchsr.base.files import digest, locked, sweep, write_atomic
+from benchsr.base.schema import read_json
 from benchsr.evaluation.protocol import CODE_VERSION, Protocol
 from benchsr.results.records import (
     Record,
@@ -59,6 +61,13 @@ def environment(device: torch.device, plugins: Iterable[str] = ()) -> dict[str, 
     }
 
 
+class _Stored(BaseModel):
+    """What protocol.json must say."""
+
+    protocol: Protocol
+    fingerprint: str
+
+
 def stored_protocol(folder: Path) -> tuple[Protocol, str]:
     """The protocol that the results in `folder` were made with, and its fingerprint.
 
@@ -67,14 +76,12 @@ def stored_protocol(folder: Path) -> tuple[Protocol, str]:
     path = folder / "protocol.json"
     if not (folder / "results.csv").exists():
         raise InputError(f"{folder / 'results.csv'} does not exist; make it with: benchsr run")
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return Protocol.model_validate(told["protocol"]), str(told["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError, CardError) as error:
-        raise InputError(
-            f"{path}: cannot be used ({error}); it says what {folder / 'results.csv'} was made with: bring it back, or "
-            "move the results away and run the benchmark again"
-        ) from None
+    fix = (
+        f"it says what {folder / 'results.csv'} was made with: bring it back, or move the results away and run the "
+        "benchmark again"
+    )
+    told = read_json(path, _Stored, fix)
+    return told.protocol, told.fingerprint
 
 
 def read_ledger(folder: Path) -> list[Record]:
@@ -219,16 +226,16 @@ class Ledger:
     def _name_environment(self) -> None:
         path = self.folder / "environments.json"
         try:
-            named = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            named = read_json(path, dict[str, Any], "")
+        except InputError:
             named = {}
         if self.environment not in named:
             write_atomic(path, json.dumps({**named, self.environment: self.made_in}, indent=2) + "\n")
 
     def _fingerprint(self) -> str:
         try:
-            return str(json.loads((self.folder / "protocol.json").read_text(encoding="utf-8"))["fingerprint"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return str(read_json(self.folder / "protocol.json", dict[str, Any], "").get("fingerprint", "unknown"))
+        except InputError:
             return "unknown"
 
     def _require_ours(self) -> None:

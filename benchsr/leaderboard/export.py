@@ -23,6 +23,7 @@ from benchsr.leaderboard.sensitivity import DROP, LARGEST, SMALLEST, Smallest
 from benchsr.leaderboard.tables import FAMILIES, CardInfo, Table, expected_images, frame, show
 from benchsr.leaderboard.transfer import Matrix, transfer_frame
 from benchsr.metrics.quality import METRICS
+from benchsr.results.lines import read_table
 from benchsr.results.transfers import TRANSFER
 from benchsr.threats.table import THREATS
 
@@ -72,14 +73,12 @@ def by_family(stem: str, found: Mapping[str, Found]) -> dict[str, Found]:
 
 def read_costs(folder: Path) -> pd.DataFrame:
     """costs.csv of the board in `folder`. Raises InputError where it is missing, or no table of costs."""
-    path = folder / f"{COSTS}.csv"
-    try:
-        data = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); make it with: benchsr costs") from None
-    lacking = {"model", "lr_side", "machine", "reason", *COST_COLUMNS} - set(data)
-    if lacking:
-        raise InputError(f"{path}: no column {', '.join(sorted(lacking))}; make it anew with: benchsr costs")
+    path, fix = folder / f"{COSTS}.csv", "make it with: benchsr costs"
+    text, counts = ("model", "machine", "reason"), ["parameters", "macs_pass", "passes", "macs", "peak_bytes"]
+    types = {"lr_side": "int64", **dict.fromkeys(text, "object"), **dict.fromkeys((*counts, "seconds"), "float64")}
+    data = read_table(path, types, fix)
+    if (data[counts].notna() & (data[counts] % 1 != 0)).any(axis=None):
+        raise InputError(f"{path}: {', '.join(counts)} are whole numbers; {fix}")
     return data
 
 

@@ -20,9 +20,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from benchsr.base.drawing import drawn, drawn_once
-from benchsr.base.errors import InputError
+from benchsr.base.errors import InputError, UnknownIdError
 from benchsr.base.files import sweep, write_changed
 from benchsr.base.pairs import USUAL
+from benchsr.base.schema import read_json
 from benchsr.base.text import markdown_table, templates
 from benchsr.defences.table import DEFENCES
 from benchsr.leaderboard.certified import Certificates, plot_sandwich, table4
@@ -394,10 +395,14 @@ def read_leaderboard(folder: Path, cards: Mapping[str, CardInfo]) -> Leaderboard
     Raises InputError where leaderboard.json or results.csv is missing or unusable.
     """
     about = folder / "leaderboard.json"
+    protocol = read_json(about, LeaderboardInfo, "make it with: benchsr report")
     try:
-        protocol = LeaderboardInfo(**json.loads(about.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{about}: cannot be used ({error}); make it with: benchsr report") from None
+        for threat in protocol.threats:
+            THREATS[threat]
+        for metric in protocol.metrics:
+            METRICS[metric]
+    except UnknownIdError as error:
+        raise InputError(f"{about}: {error}; make it with: benchsr report") from None
     records, problems = read_results(folder / "results.csv")
     for problem in problems:
         log.warning("%s: %s", folder / "results.csv", problem)

@@ -10,10 +10,10 @@ from statistics import median
 import numpy as np
 import pandas as pd
 
-from benchsr.base.errors import InputError
 from benchsr.leaderboard.scores import Estimate, Floats, interval, resampled_means
 from benchsr.leaderboard.tables import CardInfo
 from benchsr.metrics.sensitivity import opposite
+from benchsr.results.lines import read_table
 from benchsr.threats.balls import Norm
 
 SENSITIVITY = "sensitivity"
@@ -30,6 +30,13 @@ SMALLEST: Mapping[str, Norm] = {"smallest-linf": "linf", "smallest-l2": "l2"}
 
 DROP = 3.0
 """dB of PSNR that the smallest change costs: it doubles the mean squared error."""
+
+TYPES = {
+    **dict.fromkeys(("model", "network", "image", "figure", "key"), "object"),
+    **{"side": "int64", "value": "float64", "residual": "float64"},
+    **dict.fromkeys(("ky", "kx", "products"), "Int64"),
+}
+"""What pandas is to take the columns for, but for the reason."""
 
 COUNTS = {"ky": "Int64", "kx": "Int64", "products": "Int64"}
 """Columns that hold whole numbers, or none."""
@@ -51,13 +58,10 @@ def read_sensitivity(folder: Path) -> pd.DataFrame:
     path = folder / f"{SENSITIVITY}.csv"
     if not path.exists():
         return unmeasured()
-    try:
-        data = pd.read_csv(path, dtype={**COUNTS, "reason": "object"})
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); make it with: benchsr sensitivity") from None
-    data = data.assign(reason=data["reason"].fillna("") if "reason" in data else "")  # older files have none
-    if lacking := set(COLUMNS) - set(data):
-        raise InputError(f"{path}: no column {', '.join(sorted(lacking))}; make it anew with: benchsr sensitivity")
+    data = read_table(path, TYPES, "make it with: benchsr sensitivity")
+    data = data.assign(
+        reason=data["reason"].fillna("").astype(str) if "reason" in data else ""
+    )  # older files have none
     return data[list(COLUMNS)]
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from benchsr.base.errors import InputError
-from benchsr.base.files import write_atomic
-from benchsr.results.lines import append_line, format_line
+from benchsr.base.files import require_ordinary, write_atomic
+from benchsr.results.lines import MAX_HEADER, append_line, format_line
 from benchsr.results.singles import Singles
 
 
@@ -104,6 +104,9 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 
 _RECORD = TypeAdapter(Record)
 
+MAX_PROBLEMS = 20
+"""Damaged lines that are told one by one."""
+
 
 def read_results(path: Path) -> tuple[list[Record], list[str]]:
     """Read results.csv: its records, and a sentence about every line that had to be dropped.
@@ -112,14 +115,19 @@ def read_results(path: Path) -> tuple[list[Record], list[str]]:
     same (model, threat, image) the last one counts. A header that was cut short is reported too. Raises InputError
     where the file cannot be read, or where its header names other columns.
     """
+    require_ordinary(path)
     try:
         text = path.read_bytes().decode("utf-8", errors="replace")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     header, *lines = text.split("\n")
-    names, problems = _columns(path, header.rstrip("\r").split(",")), []
+    if len(header) > MAX_HEADER:
+        raise InputError(f"{path}: not a results file: its first line has {len(header)} characters; move it away")
+    names = _columns(path, header.rstrip("\r").split(","))
     if names is None:
         return [], ["line 1: the header was cut short"]
+    problems: list[str] = []
+    untold = 0
     found: dict[tuple[str, str, str], Record] = {}
     for number, line in enumerate(lines, start=2):
         if not line.strip():
@@ -127,12 +135,15 @@ def read_results(path: Path) -> tuple[list[Record], list[str]]:
         try:
             record = _parse(line, names)
         except ValueError as error:
-            problems.append(f"line {number} dropped: {error}")
+            if len(problems) < MAX_PROBLEMS:
+                problems.append(f"line {number} dropped: {str(error)[:300]}")
+            else:
+                untold += 1
             continue
         identity = (record.model, record.threat, record.image)
         found.pop(identity, None)
         found[identity] = record
-    return list(found.values()), problems
+    return list(found.values()), problems + [f"{untold} further lines dropped"] * bool(untold)
 
 
 def write_results(path: Path, records: Iterable[Record], metrics: Sequence[str] | None = None) -> None:
@@ -168,15 +179,17 @@ def read_timings(path: Path) -> dict[str, dict[str, Any]]:
     """Key -> seconds by name; lines that cannot be read, and a missing file, hold none: no figure hangs on them."""
     found: dict[str, dict[str, Any]] = {}
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
-    except OSError:
+        header, *lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except (OSError, ValueError):
         return found
-    for line in lines:
+    for line in lines if header == ",".join((*TIMINGS, "key")) else ():
         try:
-            *seconds, key = line.split(",")
-            found[key] = {name: float(value) for name, value in zip(TIMINGS, seconds, strict=True) if value}
+            *seconds, key = line.split(",", len(TIMINGS) + 1)
+            values = {name: float(value) for name, value in zip(TIMINGS, seconds, strict=True) if value}
         except ValueError:
             continue
+        if all(map(math.isfinite, values.values())):
+            found[key] = values
     return found
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchsr.base.files import write_atomic
-from benchsr.results.lines import append_line, format_line
+from benchsr.results.lines import MAX_HEADER, append_line, format_line
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ def read_singles(path: Path) -> dict[str, Singles]:
         header, *lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except (OSError, ValueError):
         return found
-    names = header.split(",")
+    names = header[:MAX_HEADER].split(",")
     metrics = names[len(_BEFORE) : -len(_AFTER)]
-    for line in lines:
+    for line in lines if names == _columns(metrics) else ():
         cells = line.split(",")
-        if names != _columns(metrics) or len(cells) != len(names):
+        if len(cells) != len(names):
             continue
         try:
             *scores, squares = (tuple(map(float, cell.split())) for cell in cells[len(_BEFORE) : -1])

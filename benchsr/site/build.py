@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +45,7 @@ from benchsr.metrics.quality import METRICS, Metric
 from benchsr.models.zoo import zoo
 from benchsr.results.transfers import TRANSFER
 from benchsr.site.curves import CURVE, SIZE, Panel, panels
-from benchsr.site.explorer import PICTURES, copy_figures
+from benchsr.site.explorer import PICTURES, copy_figures, read_figures
 from benchsr.threats.severities import KINDS
 from benchsr.threats.table import THREATS
 
@@ -291,7 +290,7 @@ def _read_board(folder: Path, cards: Mapping[str, CardInfo]) -> Leaderboard:
     protocol, fingerprint = stored_protocol(folder)
     derived: dict[Path, tuple[str, str | None]] = {folder / "leaderboard.json": ("report", board.protocol.fingerprint)}
     if (index := folder / "figures" / "figures.json").exists():
-        told = json.loads(index.read_text(encoding="utf-8"))
+        told = read_figures(index)
         derived[index] = ("figures", told.get("fingerprint") if "scenes" in told else None)
     for file, (command, found) in derived.items():
         if found != fingerprint:

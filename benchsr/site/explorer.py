@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import (
+    Any,
+    NotRequired,  # pydantic takes no other below Python 3.12
+)
 
+from typing_extensions import TypedDict
+
+from benchsr.base.errors import InputError, UnknownIdError
+from benchsr.base.schema import read_json
 from benchsr.leaderboard import Leaderboard
 from benchsr.leaderboard.headline import METRIC
 from benchsr.leaderboard.scores import sign
@@ -27,6 +33,48 @@ PICTURES = {
 """Pictures of one model on one image, in the order in which they stand side by side."""
 
 
+_View = TypedDict(
+    "_View",
+    {
+        "title": str,
+        "change of LR": str,
+        "lr": NotRequired[str],
+        "change": NotRequired[str],
+        "sr": NotRequired[str],
+        "error": NotRequired[str],
+    },
+)
+
+
+class _Scene(TypedDict):
+    threat: str
+    image: str
+    family: str
+    input: str
+    truth: str
+    factor: int | float
+    error_factor: int | float
+    views: dict[str, _View]
+    png: NotRequired[str]
+    pdf: NotRequired[str]
+
+
+class Figures(TypedDict):
+    """figures.json, as `benchsr figures` writes it; older ones have no scenes."""
+
+    fingerprint: NotRequired[str]
+    note: NotRequired[str]
+    scenes: NotRequired[list[_Scene]]
+
+
+_ANEW = "write it again with: benchsr figures"
+
+
+def read_figures(path: Path) -> Figures:
+    """figures.json. Raises InputError, naming the file and the field, where it is none."""
+    return read_json(path, Figures, _ANEW)
+
+
 def copy_figures(folder: Path, board: Leaderboard, out: Path) -> dict[str, Any] | None:
     """Copy what `benchsr figures` wrote beside the board; what the page needs of it, None where there is nothing.
 
@@ -37,13 +85,16 @@ def copy_figures(folder: Path, board: Leaderboard, out: Path) -> dict[str, Any] 
         return None
     where = f"figures/{board.protocol.id}"
     shutil.copytree(folder / "figures", out / where, dirs_exist_ok=True)
-    told = json.loads(index.read_text(encoding="utf-8"))
+    told = read_figures(index)
     lines = {(r.model, r.threat, r.image): r for r in board.records if r.status is Status.OK}
-    scenes = [_scene(scene, lines) for scene in told["scenes"]]
-    return {"folder": where, "note": told["note"], "scenes": scenes}
+    try:
+        scenes = [_scene(scene, lines) for scene in told.get("scenes", [])]
+    except UnknownIdError as error:
+        raise InputError(f"{index}: {error}; {_ANEW}") from None
+    return {"folder": where, "note": told.get("note", ""), "scenes": scenes}
 
 
-def _scene(scene: Mapping[str, Any], lines: Mapping[tuple[str, str, str], Record]) -> dict[str, Any]:
+def _scene(scene: _Scene, lines: Mapping[tuple[str, str, str], Record]) -> dict[str, Any]:
     """A scene of figures.json with titles, figures and drops."""
     threat, image = scene["threat"], scene["image"]
     views = {}
@@ -51,7 +102,8 @@ def _scene(scene: Mapping[str, Any], lines: Mapping[tuple[str, str, str], Record
         here, clean = (lines.get((model, t, image)) for t in (threat, "clean"))
         views[model] = {
             "title": view["title"],
-            "files": {"input": scene["input"], "truth": scene["truth"]} | {k: view[k] for k in PICTURES if k in view},
+            "files": {"input": scene["input"], "truth": scene["truth"]}
+            | {k: v for k, v in view.items() if k in PICTURES},
             "captions": {
                 "lr": view["change of LR"],
                 "change": f"× {scene['factor']}, around grey",
@@ -68,6 +120,10 @@ def _scene(scene: Mapping[str, Any], lines: Mapping[tuple[str, str, str], Record
         "sheets": {kind.upper(): scene[kind] for kind in ("png", "pdf") if kind in scene},
         "views": views,
     }
+
+
+def _files(view: _View) -> dict[str, Any]:
+    return {name: value for name, value in view.items() if name in PICTURES}
 
 
 def _words(record: Record) -> str:

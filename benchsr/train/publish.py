@@ -10,11 +10,14 @@ from typing import Annotated
 import tomlkit
 import torch
 import typer
+from pydantic import BaseModel
 from torch.optim.swa_utils import AveragedModel
 
 from benchsr.base.errors import BenchsrError, InputError, IntegrityError
 from benchsr.base.files import sha256_file, write_atomic
+from benchsr.base.schema import FileName, Sha256, read_card, read_json
 from benchsr.models.adapters import adapter_about, merge_adapter
+from benchsr.models.cards import Card
 from benchsr.models.network import load_network
 from benchsr.train.adapters import add_adapters
 from benchsr.train.recipe import parse_recipe
@@ -24,6 +27,19 @@ PROBE_SIDE = 24
 
 HALF_PRECISION = 2 / 255
 """How far answers may lie apart where float16 rounds an adapter; half a grey level was seen for rank 4 of RRDB-23."""
+
+
+class _Weights(BaseModel):
+    file: FileName
+    sha256: Sha256
+
+
+class _Record(BaseModel):
+    """What the record of a run must say."""
+
+    weights: _Weights
+    recipe_sha256: Sha256
+    start: str
 
 
 def publish(run: Path, cards: Path) -> Path:
@@ -40,13 +56,16 @@ def publish(run: Path, cards: Path) -> Path:
             f"{run} holds no finished run (one MODEL.json is written at the end); train or --resume it first"
         )
     model = records[0].stem
+    read_json(records[0], _Record, "--resume the run to write it again")
     table = json.loads(records[0].read_text())
     weights, card = run / table["weights"]["file"], cards / f"{model}.toml"
     if not card.exists():
         raise InputError(f"no card {card} to publish {run} under")
     if sha256_file(weights) != table["weights"]["sha256"]:
         raise IntegrityError(f"{weights} is not what {records[0]} describes; --resume the run to write it again")
-    document = tomlkit.parse(card.read_text())
+    if not read_card(Card, card).weights:
+        raise InputError(f"{card}: weights: it has none that could be replaced")
+    document = tomlkit.parse(card.read_text(encoding="utf-8"))
     recipe = parse_recipe(document.get("recipe", tomlkit.table()).unwrap(), model)
     if recipe.sha256 != table["recipe_sha256"]:
         raise IntegrityError(f"{card} holds another recipe than {run} was trained by; restore it or train again")
@@ -59,7 +78,12 @@ def publish(run: Path, cards: Path) -> Path:
     if document["weights"][0]["kind"] != kind["kind"]:  # a card whose weights were still to be trained
         document["weights"][0].clear()
     document["weights"][0].update({**kind, "path": table["weights"]["file"], "sha256": table["weights"]["sha256"]})
-    document["training"] = tomlkit.item(table)
+    try:
+        document["training"] = tomlkit.item(table)
+    except (ValueError, RecursionError) as error:  # such as null, which TOML has not
+        raise InputError(
+            f"{records[0]}: cannot stand in a card ({error}); --resume the run to write it again"
+        ) from None
     write_atomic(card, tomlkit.dumps(document))
     return card
 

@@ -1,127 +1,114 @@
-"""A stranger's cards and images: whatever they hold, the answer is an error that names the file, never a crash."""
+"""A stranger's cards and weights: whatever they hold, the answer is an error that names the file, never a crash."""
 
 from __future__ import annotations
 
-import io
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tomlkit
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
-from PIL import Image
-from toys import CARD
+import torch
+from conftest import tiny_rrdb
+from hostile import COUNTS, EXTREMES, HUGE, Survey, binaries, tables, texts
+from safetensors.torch import save, save_file
+from toys import toy_card
 
 from benchsr.base.errors import BenchsrError
-from benchsr.cli import main
-from benchsr.data.images import read_image
-from benchsr.models.zoo import load_card, network_key
+from benchsr.models.adapters import merge_adapter
+from benchsr.models.network import load_network
+from benchsr.models.zoo import find_weights, load_card
 
-hostile = settings(
-    max_examples=200,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-"""The same 200 cases in every run."""
-
-GOOD = CARD.format(id="card", scale=4, path="card.safetensors", sha256="ab" * 32, more="").encode()
-
-# TOML has integers of any length; 2**70 is one that no field can hold.
-values = st.recursive(
-    st.none().map(lambda _: "") | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=50),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=8,
-)
-fields = st.sampled_from(
-    ["id", "title", "scale", "family", "weights", "base", "smoothing", "architecture", "licence", "caveats", "recipe"]
-)
+Record = Callable[[str, object], None]
 
 
-@st.composite
-def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
-    """Bytes of a good file, with a piece cut out and something else in its place."""
-    start = draw(st.integers(0, len(whole)))
-    end = draw(st.integers(start, min(len(whole), start + 200)))
-    return whole[:start] + draw(st.binary(max_size=40)) + whole[end:]
+def use_card(path: Path) -> None:
+    """Read a card; then load the network, whose errors are about its weights."""
+    card = load_card(path)
+    with suppress(BenchsrError):
+        load_network(card)
 
 
-@st.composite
-def wrong_tables(draw: st.DrawFn) -> bytes:
-    """A good card in which some fields hold anything at all."""
-    table = tomlkit.parse(GOOD.decode()).unwrap()
-    table |= draw(st.dictionaries(fields | st.text(min_size=1, max_size=10), values, min_size=1, max_size=4))
-    return tomlkit.dumps(table).encode()
+@pytest.mark.parametrize("count", COUNTS)
+def test_malformed_cards(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Record) -> None:
+    monkeypatch.setenv("BENCHSR_CACHE", str(tmp_path / "cache"))
+    path = Path(toy_card(tmp_path, "card", more="[smoothing]\nn = 5\nsigma = { clean = 0.1, pgd = 0.2 }\n"))
+    good = path.read_bytes()
+    extremes = [
+        *EXTREMES,
+        *HUGE[:1],
+        good.replace(b'path = "card.safetensors"', b'path = "../../etc/passwd"'),
+        good.replace(b'path = "card.safetensors"', b'path = "card\\u0000.safetensors"'),
+        good.replace(b'path = "card.safetensors"', b'path = "' + b"x" * 999 + b'"'),
+        good + b"[recipe]\na = " + b"[" * 500 + b"]" * 500,
+    ]
+    survey = Survey(tmp_path, path, use_card, f"show {path}")
+    contents = tables(tomlkit.parse(good.decode()).unwrap(), tomlkit.dumps) | texts(good)
+    survey.run(contents, count, extremes).record(record_property)
 
 
-def complaint(call: Callable[[], object]) -> str | None:
-    """What a user is told, if anything; any other exception is the test's failure."""
-    try:
-        call()
-    except BenchsrError as error:
-        return str(error)
-    return None
-
-
-@hostile
-@given(content=damaged(GOOD) | wrong_tables() | st.binary(max_size=300))
-@example(content=b"")
-@example(content=b"a=" + b"[" * 30_000)
-@example(content=b"#" * (1 << 20))
-@example(content=GOOD.replace(b'path = "card.safetensors"', b'path = "../../etc/passwd"'))
-@example(content=GOOD.replace(b'path = "card.safetensors"', b'path = "card\\u0000.safetensors"'))
-@example(content=GOOD.replace(b'path = "card.safetensors"', b'path = "' + b"x" * 999 + b'"'))
-def test_no_card_gets_beyond_an_error_that_names_it(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["/dev/zero", "pipe", "."])
+def test_cards_that_are_no_files(target: str, tmp_path: Path) -> None:
     path = tmp_path / "card.toml"
-    path.write_bytes(content)
-    said = complaint(lambda: load_card(path))
-    if said is None:  # a good card after all; but none of them has its weights
-        assert complaint(lambda: network_key(load_card(path)))
+    if target == "pipe":
+        os.mkfifo(path)
     else:
-        assert str(path) in said
-        assert len(said) < 10_000
+        path.symlink_to(target)
+    assert Survey(tmp_path, path, use_card, f"show {path}").judge(None)
 
 
-def picture(kind: str) -> bytes:
-    """A good image file."""
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format=kind)
-    return buffer.getvalue()
-
-
-pictures = st.sampled_from([picture(kind) for kind in ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")])
-
-
-@hostile
-@given(content=pictures.flatmap(damaged) | st.binary(max_size=300))
-@example(content=b"")
-@example(content=picture("PNG")[:60])
-def test_no_image_gets_beyond_an_error_that_names_it(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "image.png"
-    path.write_bytes(content)
-    said = complaint(lambda: read_image(path))
-    if said is None:  # the damage did not matter to the decoder: an image like any other
-        image = read_image(path)
-        assert image.shape[0] == 3
-        assert 0 <= float(image.min()) <= float(image.max()) <= 1
-    else:
-        assert str(path) in said
-
-
-@pytest.mark.parametrize("content", [b"", b"id = 3", b"\xff\xfe", GOOD[:100], b"a = " + b"[" * 5000], ids=range(5))
-def test_the_command_line_shows_no_traceback(
-    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_malformed_weights(
+    suffix: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Record
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
-    path = tmp_path / "card.toml"
-    path.write_bytes(content)
-    monkeypatch.setattr("sys.argv", ["benchsr", "show", str(path)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    said = "".join(capsys.readouterr().err.split())
-    assert str(path) in said
-    assert "Traceback" not in said
+    monkeypatch.setenv("BENCHSR_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / f"weights{suffix}"
+    state = tiny_rrdb(num_filters=4).state_dict()
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+
+    def use(path: Path) -> None:
+        find_weights.cache_clear()  # which keeps what a path held, for as long as a run lasts
+        load_network(load_card(path))(torch.rand(1, 3, 8, 8))
+
+    survey = Survey(tmp_path, path, use, f"show {path}", names=("weights: ", "made (1, 3"))
+    survey.run(binaries(path.read_bytes()), count, EXTREMES[:3]).record(record_property)
+
+
+def adapter(values: float = 0.1, rank: str = "2", alpha: str = "1", inner: tuple[int, ...] = (2, 4, 3, 3)) -> bytes:
+    """An adapter of the last convolution of a tiny RRDB."""
+    weights = {"model.10.lora_A.weight": torch.full(inner, values), "model.10.lora_B.weight": torch.ones(3, 2, 1, 1)}
+    return save(weights, metadata={"rank": rank, "alpha": alpha})
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_malformed_adapters(count: int, tmp_path: Path, record_property: Record) -> None:
+    path, network = tmp_path / "adapter.safetensors", tiny_rrdb(num_filters=4)
+    convolutions = [name for name, module in network.named_modules() if isinstance(module, torch.nn.Conv2d)]
+    assert "model.10" in convolutions
+    extremes = [
+        *EXTREMES[:3],
+        *(adapter(value) for value in (torch.nan, torch.inf, -torch.inf)),
+        *(adapter(rank=rank) for rank in ("0", "-1", "1e9", "nan", "9" * 5000, "", "\x00")),
+        *(adapter(alpha=alpha) for alpha in ("nan", "inf", "x", "9" * 5000)),
+        adapter(inner=(2, 4, 1, 1)),
+        save({"x": torch.ones(1)}),
+    ]
+
+    def use(path: Path) -> None:
+        merge_adapter(network, path, "base")(torch.rand(1, 3, 8, 8))
+
+    Survey(tmp_path, path, use).run(binaries(adapter()), count, extremes).record(record_property)
+
+
+def test_nothing_in_a_pickle_is_run(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, ("touch escaped",)
+
+    path = tmp_path / "weights.pth"
+    torch.save({"a": Payload()}, path)
+    said = Survey(tmp_path, path, lambda path: load_network(load_card(path)), f"show {path}").judge(None)
+    assert said
+    assert "nothing was run" in said
