@@ -179,7 +179,8 @@ class Survey:
 
     def record(self, record_property: Callable[[str, object], None]) -> None:
         """Hand the counts on; `bounded` and `complaint` have failed the test otherwise."""
-        counts = {"inputs": self.inputs, "refused": self.refused, "tracebacks": 0, "foreign files touched": 0}
+        record_property("trial", f"Malformed versions of {self.path.name}")
+        counts = {"inputs": self.inputs, "refused": self.refused, "tracebacks": 0, "foreign_files_touched": 0}
         for name, count in counts.items():
             record_property(name, count)
 

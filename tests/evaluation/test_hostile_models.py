@@ -47,7 +47,7 @@ def invited(bench: ToyBench, names: list[str], executor: Executor) -> tuple[pd.D
     settings = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
     bench.run(
         "with",
-        ToyExecutor(executor),
+        ToyExecutor(executor, harsh=True),
         f"{strangers},{cards}",
         threats="clean,pgd",
         limit=2,
@@ -97,12 +97,14 @@ def test_a_stranger_who_patches_torch_and_one_who_dies_harm_themselves_alone(ben
 def test_no_stranger_harms_others(
     bench: ToyBench, part: int, workers: int, record_property: Callable[[str, object], None]
 ) -> None:
+    """Hostile networks beside two others, and a run without them to compare with."""
     names = ["plain", *list(ACTS)[1 + part :: PARTS]]
     executor: Executor = InProcess(CPU) if workers == 1 else Processes(CPU, 2)
     without, found, wrong = invited(bench, names, executor)
     wrong += judged(bench, without, found, names)
-    record_property("hostile models", len(names) - 1)
-    record_property("figures of others compared", without.size)
-    record_property("figures of others changed", sum("others" in w for w in wrong))
-    record_property("processes left", sum("left" in w for w in wrong))
+    record_property("workers", workers)
+    record_property("hostile_models", len(names) - 1)
+    record_property("figures_of_others_compared", without.size)
+    record_property("figures_of_others_changed", sum("others" in w for w in wrong))
+    record_property("processes_left", sum("left" in w for w in wrong))
     assert wrong == []
