@@ -18,8 +18,12 @@ MOST = 0.8
 """Share of the free memory that is used unless a budget is given."""
 
 HEADROOM = 1.5
-"""Peak bytes of an attack step over the bytes kept for backward: 1.05 to 1.34 were measured (docs/performance.md). With
-glibc's defaults, which hold on to freed blocks, a process may grow by more (up to 2.1)."""
+"""Peak bytes of an attack step over the bytes kept for backward: docs/performance.md has what was measured.
+
+With glibc's defaults a process may grow by several times what is kept where buffers are small (301 MB of an RRDB-23 at
+48 x 48): torch aligns them by posix_memalign, whose remainders are given to small objects that live as long as the
+graph, and between these a freed buffer has no room for another of its size. Buffers above 32 MB go back at once.
+"""
 
 PROBE_SIDE = 48
 """LR side, in pixels, of the largest image that memory is measured with."""
