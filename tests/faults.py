@@ -36,7 +36,7 @@ from benchsr.models import isolated
 from benchsr.models import network as models
 from benchsr.results.records import Record
 
-PATIENCE, SCARCE = 20.0, 300_000_000
+PATIENCE, SCARCE = 20.0, 1_000_000_000
 """Seconds for an answer of a stranger's network, and bytes that it may take, where ToyMake is harsh."""
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: benchsr[ray]")

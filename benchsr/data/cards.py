@@ -85,7 +85,7 @@ class Folder(Table):
     """Images in a folder, laid out as `load_dataset` says; `path` counts from the card's folder."""
 
     kind: Literal["folder"]
-    path: Annotated[str, StringConstraints(min_length=1, max_length=500)]
+    path: Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00]*$")]
 
 
 class Made(Table):

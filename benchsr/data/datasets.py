@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -244,7 +245,7 @@ def _listed(card: DataCard) -> Registry[Source]:
 
 
 def _own(card: DataCard) -> Registry[Source]:
-    if not card.folder.is_dir():
+    if not os.path.isdir(card.folder):  # noqa: PTH112  # False, not an error, for a name that no file system takes
         raise UnavailableError(f"{card.file}: source.path: there is no folder {shown(card.folder)}")
     return _folder(card.folder)
 

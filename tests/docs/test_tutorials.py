@@ -71,6 +71,10 @@ def test_tutorial(page: str, beginner: Path, request: pytest.FixtureRequest) -> 
     if page in NEEDS:
         needed = pytest.importorskip(NEEDS[page])
         request.addfinalizer(getattr(needed, "shutdown", lambda: None))  # Ray's; other tests start their own
+    if page == "training":  # Accelerate keeps the precision that a process asked for first, here maybe another test's
+        reset = needed.state.AcceleratorState._reset_state
+        reset()
+        request.addfinalizer(reset)
     examples = list(PAGES.parse(FOLDER / f"{page}.md").examples())
     assert examples, f"{page}.md shows nothing that runs"
     for example in examples:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import SCORES, changed
 
@@ -106,6 +106,7 @@ def test_any_metric_has_a_column(tmp_path: Path) -> None:
     assert read[1].scores == {"psnr": 25.125}
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_garbage_after_good_lines_is_reported_never_a_traceback(
     tmp_path_factory: pytest.TempPathFactory, garbage: bytes

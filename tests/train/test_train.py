@@ -386,10 +386,17 @@ lr = 1e-3
 """
 
 
+def full_card() -> str:
+    """CARD with all that a card must say."""
+    texts = "\n".join(f'{name} = "x"' for name in ("title", "licence", "paper", "training_data", "fine_tuning_data"))
+    about = f'{texts}\nfamily = "compact"\n[[weights]]\nformat = "safetensors"'
+    return CARD.format(zeros="0" * 64, steps=2).replace("[[weights]]", about)
+
+
 def test_published_weights_carry_their_provenance(folder: Path, tmp_path: Path, accelerator: Accelerator) -> None:
     cards = tmp_path / "zoo"
     (cards / "weights").mkdir(parents=True)
-    (cards / "tiny.toml").write_text(CARD.format(zeros="0" * 64, steps=2))
+    (cards / "tiny.toml").write_text(full_card())
     recipe = parse_recipe(tomllib.loads((cards / "tiny.toml").read_text())["recipe"], "tiny")
     task = Job("tiny", recipe, new_generator(8, 1), load_images(folder, 8, 0, 8, progress=False), tmp_path / "run")
     progress = Trainer(task, accelerator).run()
@@ -414,9 +421,7 @@ def test_published_weights_carry_their_provenance(folder: Path, tmp_path: Path, 
 
 def test_command_line_trains_resumes_and_plots(folder: Path, tmp_path: Path) -> None:
     card = tmp_path / "tiny.toml"
-    texts = "\n".join(f'{name} = "x"' for name in ("title", "licence", "paper", "training_data", "fine_tuning_data"))
-    about = f'{texts}\nfamily = "compact"\n[[weights]]\nformat = "safetensors"'
-    card.write_text(CARD.format(zeros="0" * 64, steps=2).replace("[[weights]]", about))
+    card.write_text(full_card())
     app = typer.Typer()
     app.command()(train)
     args = [str(card), "--data", str(folder), "--out", str(tmp_path / "out"), "--device", "cpu", "--precision", "fp32"]
