@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,11 +57,15 @@ def effect(difference: Estimate, metric: str) -> str:
     return EFFECTS[int(low > 0) - int(high < 0)]
 
 
-def contrasts(grid: Grid, cards: Mapping[str, CardInfo]) -> list[Contrast]:
-    """Every model that is complete under both the paper's attacks and the adaptive ones."""
+def contrasts(grid: Grid, cards: Mapping[str, CardInfo], threats: Container[str]) -> list[Contrast]:
+    """Every model that is complete under those of the paper's attacks and of the adaptive ones that are in `threats`;
+    none where one of the two kinds is not.
+    """
+    groups = [LAYOUTS[name].among(threats).worst for name in ("table2", "adaptive")]
+    if not groups[0] or groups[0] == groups[1]:
+        return []
     found = []
     for model, card in cards.items():
-        groups = (LAYOUTS[name].worst for name in ("table2", "adaptive"))
         fixed, every = (worst([grid.get((model, threat), NOT_RUN) for threat in group]) for group in groups)
         if every.ok:
             found.append(Contrast(card, fixed, every))

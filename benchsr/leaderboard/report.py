@@ -228,7 +228,7 @@ class Leaderboard:
     @cached_property
     def contrasts(self) -> list[Contrast]:
         """Models under the worst of the paper's attacks and under the worst of all."""
-        return contrasts(self.grid, self.cards)
+        return contrasts(self.grid, self.cards, self.protocol.threats)
 
     @cached_property
     def headlines(self) -> dict[str, Headline]:

@@ -139,7 +139,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "adaptive": Layout(
         "Beyond the paper: attacks that know the defence, and their baselines",
         tuple(threat for threat in ADAPTIVE if threat not in SWEEP),
-        worst=(*FIXED_ATTACKS, *ADAPTIVE_ATTACKS),
+        worst=(*FIXED_ATTACKS, *ADAPTIVE_ATTACKS, *ENSEMBLE),
     ),
     "ensemble": Layout(
         "Beyond the paper: AutoAttack-SR, a fixed ensemble of attacks", tuple(ENSEMBLE), worst=tuple(ENSEMBLE)

@@ -249,7 +249,7 @@ def test_whether_smoothing_still_helps_is_said_in_words(name: str) -> None:
     (fixed, adaptive), words = OUTCOMES[name]
     cards = {c.id: c for c in (card("plain"), card("soft", "plain", 0.05), card("other"))}
     made = rows("plain", every(20.0, 19.0)) + rows("soft", every(fixed, adaptive)) + rows("other", every(1.0, 1.0))
-    found = contrasts(make_grid(made, dict.fromkeys(THREATS, 6)), cards)
+    found = contrasts(make_grid(made, dict.fromkeys(THREATS, 6)), cards, [*FIXED_ATTACKS, *ADAPTIVE_ATTACKS])
     change = next(c for c in found if c.card.id == "soft").change.estimate("psnr")
     assert change.value == pytest.approx(adaptive - fixed)
     said = {h.metric: h for h in helps(found, cards)}
@@ -283,6 +283,15 @@ def test_an_interval_that_holds_zero_decides_nothing() -> None:
     assert effect(Estimate(0.1, -0.2, 0.4), "psnr") == "makes no certain difference"
     assert effect(Estimate(-0.1, -0.2, -0.05), "lpips") == "helps"
     assert effect(Estimate(-0.1, -0.2, -0.05), "psnr") == "harms"
+
+
+def test_contrasts_are_of_the_boards_own_attacks() -> None:
+    cards = {"plain": card("plain")}
+    grid = make_grid(rows("plain", {**dict.fromkeys(FIXED_ATTACKS, 20.0), "apgd-eot": 18.0}), dict.fromkeys(THREATS, 6))
+    (found,) = contrasts(grid, cards, [*FIXED_ATTACKS, "apgd-eot"])
+    assert found.change.estimate("psnr").value == pytest.approx(-2.0)
+    assert contrasts(grid, cards, [*FIXED_ATTACKS, "apgd-eot", "apgd-median"]) == []
+    assert contrasts(grid, cards, FIXED_ATTACKS) == contrasts(grid, cards, ["pgd", "apgd-eot"]) == []
     assert set(THREATS) >= set(ADAPTIVE)
 
 
