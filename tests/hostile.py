@@ -211,7 +211,7 @@ def relined(draw: st.DrawFn, whole: bytes) -> bytes:
         place = draw(st.integers(0, len(lines) - 1)) if lines else 0
         line = lines[place] if lines else b""
         lines[place : place + 1] = draw(
-            st.sampled_from([[], [line, line], [line.upper()], [line.decode().encode("utf-16")]])
+            st.sampled_from([[], [line, line], [line.upper()], [line.decode(errors="replace").encode("utf-16")]])
         )
         if draw(st.booleans()):
             lines.insert(draw(st.integers(0, len(lines))), line)

@@ -43,7 +43,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
 
 def start(bench: ToyBench, out: str, workers: int, seconds: float, models: str = "") -> subprocess.Popen[bytes]:
     """The benchmark as a program of its own."""
-    command = [sys.executable, str(Path(__file__).parent / "faults.py"), str(bench.folder), out, str(workers)]
+    command = [sys.executable, str(Path(__file__).parents[1] / "faults.py"), str(bench.folder), out, str(workers)]
     return subprocess.Popen([*command, str(seconds), *([models] if models else [])], stderr=subprocess.PIPE)
 
 
