@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +57,7 @@ def effect(difference: Estimate, metric: str) -> str:
     return EFFECTS[int(low > 0) - int(high < 0)]
 
 
-def contrasts(grid: Grid, cards: Mapping[str, CardInfo], threats: Container[str]) -> list[Contrast]:
+def contrasts(grid: Grid, cards: Mapping[str, CardInfo], threats: Collection[str]) -> list[Contrast]:
     """Every model that is complete under those of the paper's attacks and of the adaptive ones that are in `threats`;
     none where one of the two kinds is not.
     """
