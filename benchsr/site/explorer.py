@@ -122,10 +122,6 @@ def _scene(scene: _Scene, lines: Mapping[tuple[str, str, str], Record]) -> dict[
     }
 
 
-def _files(view: _View) -> dict[str, Any]:
-    return {name: value for name, value in view.items() if name in PICTURES}
-
-
 def _words(record: Record) -> str:
     shown = [(METRICS[m], value) for m, value in record.scores.items()]
     return " · ".join(f"{metric.title} {metric.shown(value)} {metric.unit}".strip() for metric, value in shown)
