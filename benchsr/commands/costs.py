@@ -36,7 +36,8 @@ class Costs:
     torch's FlopCounterMode counts); interpolation, normalisation and activations do not count. `passes` make an
     answer, whose own are `macs`: the draws of a smoothed model wherever it smooths, what another defence asks of the
     network, else 1. `peak_bytes` is the most that all tensors alive at once hold, weights and input included, scratch
-    space of kernels not: the same on every machine of a kind. `seconds` is what an answer took on `machine`, and nowhere else.
+    space of kernels not: the same on every machine of a kind. `seconds` is what an answer took on `machine`, and
+    nowhere else.
     """
 
     model: str

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # torch and accelerate take seconds to import, which `benchsr
     from accelerate import Accelerator
     from torch import nn
 
+    from benchsr.train.loop import Job, Progress
     from benchsr.train.recipe import Recipe
 
 Scale = Literal["compact", "paper"]
@@ -60,6 +61,20 @@ def accelerator_for(device: str, precision: str) -> Accelerator:
     return Accelerator(cpu=on_cpu, mixed_precision="bf16" if chosen == "bf16" else "no")
 
 
+def _trained(job: Job, accelerator: Accelerator, resume: bool) -> Progress:
+    """Run the training; a stop says whether there is a checkpoint to go on from."""
+    from benchsr.base.errors import Stopped
+    from benchsr.train.loop import Trainer
+
+    try:
+        return Trainer(job, accelerator, resume=resume).run()
+    except Stopped as stopped:
+        if not resume:
+            checkpoint = "goes on from its last checkpoint, with --resume" if job.checkpoint.exists() else "starts anew"
+            stopped.how = f"the same command {checkpoint}"
+        raise
+
+
 def train(
     recipe: Annotated[
         str, typer.Argument(help="a model with a recipe: esrgan, ad-l-pgd, certsr, esrgan-fs-ntire ...; or a card.toml")
@@ -81,12 +96,11 @@ def train(
 ) -> None:
     """Train a model by the recipe in its card; on N devices: torchrun --nproc-per-node N -m benchsr.train RECIPE ..."""
     accelerator = accelerator_for(device, precision)
-    from benchsr.base.errors import Stopped
     from benchsr.models.zoo import load_card
     from benchsr.train.crops import load_images
     from benchsr.train.curves import plot_curves
     from benchsr.train.domains import with_source
-    from benchsr.train.loop import Job, Trainer
+    from benchsr.train.loop import Job
     from benchsr.train.provenance import provenance, write_provenance
     from benchsr.train.recipe import parse_recipe
 
@@ -105,13 +119,7 @@ def train(
     if plan.sources:
         images = with_source(images, plan.sources, plan.crop, seed)
     job = Job(card.id, plan, network, images, folder, seed, workers)
-    try:
-        progress = Trainer(job, accelerator, resume=resume).run()
-    except Stopped as stopped:
-        if not resume:
-            checkpoint = "goes on from its last checkpoint, with --resume" if job.checkpoint.exists() else "starts anew"
-            stopped.how = f"the same command {checkpoint}"
-        raise
+    progress = _trained(job, accelerator, resume)
     if not main:
         return
     count = accelerator.num_processes
