@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from hostile import COUNTS, EXTREMES, HUGE, Survey, jsons, texts
+from hypothesis import strategies as st
 from toys import names, records
 
 from benchsr.commands.export import export
@@ -49,30 +50,18 @@ def use_board(path: Path) -> None:
     export("table1", "csv", path.parent)
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_malformed_leaderboard_json(count: int, board: Path, tmp_path: Path, record_property: Record) -> None:
-    path = board / "leaderboard.json"
-    survey = Survey(
-        tmp_path,
-        path,
-        use_board,
-        exporting("table1", board),
-        names=("is no table of",),
-    )
-    survey.run(jsons(json.loads(path.read_text())), count, [*EXTREMES, *HUGE]).record(record_property)
+DAMAGE: dict[str, Callable[[bytes], st.SearchStrategy[bytes]]] = {
+    "leaderboard.json": lambda good: jsons(json.loads(good)),
+    "results.csv": texts,
+}
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_malformed_results(count: int, board: Path, tmp_path: Path, record_property: Record) -> None:
-    path = board / "results.csv"
-    survey = Survey(
-        tmp_path,
-        path,
-        use_board,
-        exporting("table1", board),
-        names=("is no table of",),
-    )
-    survey.run(texts(path.read_bytes()), count, [*EXTREMES, *HUGE]).record(record_property)
+@pytest.mark.parametrize("name", DAMAGE)
+def test_malformed_boards(name: str, count: int, board: Path, tmp_path: Path, record_property: Record) -> None:
+    path = board / name
+    survey = Survey(tmp_path, path, use_board, exporting("table1", board), names=("is no table of",))
+    survey.run(DAMAGE[name](path.read_bytes()), count, [*EXTREMES, *HUGE]).record(record_property)
 
 
 def measured() -> pd.DataFrame:
