@@ -77,6 +77,53 @@ def test_apgds_checkpoints_are_those_of_its_paper() -> None:
     assert APGD.checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
 
 
+def reference_apgd(x: Tensor, v: Tensor, gains: Sequence[float], grads: Tensor, eps: float) -> list[Tensor]:
+    """Croce & Hein 2020, algorithm 1, on one image whose gains and gradients are given: what follows each iterate."""
+
+    def inside(image: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(image, x - eps), x + eps).clamp(0, 1)
+
+    checkpoints = APGD.checkpoints(len(gains))
+    size, before, last, halved, then = 2 * eps, v, 0, True, -float("inf")
+    seen: list[Tensor] = []
+    for k, grad in enumerate(grads):
+        seen.append(v)
+        best = max(range(k + 1), key=lambda i: gains[i])
+        if k in checkpoints:
+            rises = sum(gains[i] > gains[i - 1] for i in range(last + 1, k + 1))
+            stuck = not halved and gains[best] == then
+            halved = rises < 0.75 * (k - last) or stuck
+            last, then = k, gains[best]
+            if halved:
+                size, v, grad = size / 2, seen[best], grads[best]  # noqa: PLW2901
+        ahead = inside(v + size * grad.sign())
+        before, v = v, inside(v + 0.75 * (ahead - v) + 0.25 * (v - before)) if k else ahead
+    return [*seen[1:], v]
+
+
+STEPS = 40
+GAINS = {
+    "rising": [float(k) for k in range(STEPS)],
+    "falling": [-float(k) for k in range(STEPS)],
+    "oscillating": [float(k % 3) for k in range(STEPS)],
+    "stuck below its best": [float(k + 100 * (k == 9)) for k in range(STEPS)],  # 9: the first checkpoint
+}
+
+
+def test_apgd_is_its_papers_algorithm() -> None:
+    gen = torch.Generator().manual_seed(0)
+    x, start = torch.rand((len(GAINS), 3, 4, 4), generator=gen), torch.rand((len(GAINS), 3, 4, 4), generator=gen)
+    grads = torch.randn((STEPS, *x.shape), generator=gen)
+    attack = APGD(nn.Identity(), eps=0.3, steps=STEPS, objective=L1)
+    v = start = attack.inside(start, x)
+    step = attack.stepper(x, [])
+    expected = [reference_apgd(x[i], start[i], row, grads[:, i], 0.3) for i, row in enumerate(GAINS.values())]
+    for k in range(STEPS):
+        v = step(v, grads[k], torch.tensor([row[k] for row in GAINS.values()]))
+        for i, name in enumerate(GAINS):
+            torch.testing.assert_close(v[i], expected[i][k], msg=f"{name}, step {k}")
+
+
 def test_apgd_halves_its_step_where_the_gain_oscillates() -> None:
     """On -|v - centre| every step of 2 eps overshoots; halving alone lets the attack reach the centre."""
     attack = APGD(nn.Identity(), eps=0.5, steps=40, objective=L1)
@@ -113,6 +160,27 @@ def test_square_needs_no_gradient_and_shrinks_its_squares() -> None:
     assert sides == sorted(sides, reverse=True)
     assert sides[0] > 6
     assert sides[-1] == 1
+
+
+def test_square_starts_from_stripes_and_paints_one_square_on_the_best_image() -> None:
+    """Andriushchenko et al. 2020, section 4: columns of one sign in each channel, then one square, a sign a channel."""
+    attack = Square(nn.Identity(), eps=EPS, steps=40, share=0.1, objective=L1)
+    x, gens = torch.full((1, 3, 16, 12), 0.5), [torch.Generator().manual_seed(0)]
+    best = attack.start(x, gens)
+    signs = (best - x).sign()
+    assert torch.equal(signs, signs[:, :, :1].expand_as(signs))
+    assert {int(sign) for sign in signs.flatten()} == {-1, 1}
+    torch.testing.assert_close((best - x).abs(), torch.full_like(x, EPS))
+    step, candidate, mixed = attack.stepper(x, gens), best, 0
+    for k in range(40):  # only the start is any good
+        candidate = step(candidate, torch.zeros_like(x), torch.tensor([1.0 if k == 0 else 0.0]))
+        rows, columns = torch.nonzero((candidate != best).any(1)[0], as_tuple=True)
+        if len(rows):
+            side = attack.side(k, 16, 12)
+            assert max(int(n.max() - n.min()) for n in (rows, columns)) < side
+        painted = [{float(value) for value in channel.flatten()} for channel in candidate[0][:, rows, columns]]
+        mixed += len({min(values) for values in painted if len(values) == 1}) == 2
+    assert mixed > 0
 
 
 class Recorder(Randomised):

@@ -119,6 +119,31 @@ def test_cw_lowers_its_own_objective(network: nn.Module) -> None:
     assert (equation_2(atk(lr, hr)) < equation_2(lr) - 1e-3).all()
 
 
+def extreme() -> tuple[Tensor, Tensor]:
+    """An LR image of black and white pixels alone, and a truth of other ones."""
+    gen = torch.Generator().manual_seed(0)
+    lr, hr = (torch.randint(2, (1, 3, side, side), generator=gen).float() for side in (12, 48))
+    return lr, hr
+
+
+def test_random_starts_are_images() -> None:
+    lr, _ = extreme()
+    pgd = PGD(nn.Identity(), eps=EPS, objective=L1)
+    start = pgd.start(lr, generators(0, ["a"], "start"))
+    assert 0 <= start.min() < start.max() <= 1
+    assert 0 < (start - lr).abs().max() <= EPS
+    assert bool((start == lr).any())  # where the draw left [0, 1]
+
+
+def test_cw_moves_the_rest_of_an_image_with_black_and_white_pixels(network: nn.Module) -> None:
+    lr, hr = extreme()
+    lr[..., 6:] = 0.5
+    found = CW(network, steps=6, objective=L1).run(lr, hr)
+    torch.testing.assert_close(found.loss_clean, l1(network, lr, hr))
+    assert bool((found.loss_attacked > found.loss_clean).all())
+    assert 0 <= found.lr.min() <= found.lr.max() <= 1
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_cw_sums_over_the_sr_image_of_any_scale(scale: Scale) -> None:
     network = nn.Upsample(scale_factor=scale)
