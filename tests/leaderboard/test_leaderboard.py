@@ -147,6 +147,8 @@ def test_differences_are_paired() -> None:
     grid = make_grid(row("esrgan", "clean", values) + row("esrgan", "pgd", values - 6), {"clean": 3, "pgd": 3})
     change = subtract(grid["esrgan", "pgd"], grid["esrgan", "clean"]).estimate("psnr")
     assert (change.value, change.low, change.high) == pytest.approx((-6, -6, -6))
+    fewer = make_cell(row("esrgan", "clean", values)[:2], 2)
+    assert [subtract(*pair).n for pair in ((grid["esrgan", "pgd"], fewer), (fewer, grid["esrgan", "pgd"]))] == [2, 2]
 
 
 def test_infinite_psnr() -> None:
@@ -207,12 +209,19 @@ def test_a_metric_that_was_not_computed_stays_empty() -> None:
     assert cell.estimate("psnr").value == pytest.approx(2)
 
 
+def test_a_cell_with_an_image_that_failed_is_partial_however_many_were_wanted() -> None:
+    records = row("esrgan", "clean", (1, 2, 3))
+    failed = replace(records[2], status=Status.FAILED, reason="out of memory", scores={})
+    assert (make_cell(records, 2).status, make_cell([*records[:2], failed], 2).status) == ("ok", "partial")
+
+
 def test_averages_need_every_threat() -> None:
     records = row("esrgan", "standin-ntire", (20, 20, 20)) + row("esrgan", "standin-aim", (10, 10, 10))
     records += row("esrgan", "standin-dped", (15, 15, 15)) + row("certsr", "standin-aim", (10, 10, 10))
     table = tables(records, INFO, cards("esrgan", "certsr"))["standins"].set_index("model")
     assert table.loc["esrgan", "avg_psnr"] == pytest.approx(15)
     assert table.loc["esrgan", "avg_psnr_rank"] == 1
+    assert table.loc["esrgan", "avg_n"] == 9
     assert table.loc["certsr", "avg_status"] == "not run"
     assert table["avg_psnr"].isna().to_dict()["certsr"]
 
