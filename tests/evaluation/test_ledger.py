@@ -29,7 +29,7 @@ from benchsr.evaluation.plan import keys_today, plan, resolve
 from benchsr.evaluation.protocol import load_protocol
 from benchsr.metrics.perceptual import TRUNKS
 from benchsr.models.zoo import find_weights, load_card, network_key
-from benchsr.results.records import Record, Status
+from benchsr.results.records import Record, Status, append_record
 from benchsr.site import build_site
 from benchsr.threats.table import load_threat
 
@@ -181,27 +181,43 @@ def test_a_plan_reads_no_weights_of_losses(monkeypatch: pytest.MonkeyPatch) -> N
     assert [cell.threat for cell in cells] == ["clean", "pgd"]
 
 
-def test_no_run_adds_to_the_lines_while_a_board_is_written_of_them(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free: list[bool] = []
+def free_for_others(folder: Path) -> bool:
+    """Whether another thread could take the lock of the results in `folder`."""
+    found: list[bool] = []
 
-    def board(folder: Path, *_: Any, **__: Any) -> None:
-        def other() -> None:
-            lock = FileLock(folder / ".results.csv.lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                free.append(False)
-            else:
-                lock.release()
-                free.append(True)
+    def other() -> None:
+        lock = FileLock(folder / ".results.csv.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            found.append(False)
+        else:
+            lock.release()
+            found.append(True)
 
-        rival = Thread(target=other)
-        rival.start()
-        rival.join()
+    rival = Thread(target=other)
+    rival.start()
+    rival.join()
+    return found[0]
 
-    monkeypatch.setattr("benchsr.commands.run.write_leaderboard", board)
-    run(toy, "bicubic", "clean")
-    assert free == [False]
+
+def test_no_run_adds_to_the_lines_while_another_adds_or_a_board_is_written_of_them(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free: dict[str, bool] = {}
+    add = append_record
+
+    def appended(path: Path, *about: Any) -> None:
+        free["adds"] = free_for_others(path.parent)
+        add(path, *about)
+
+    monkeypatch.setattr("benchsr.evaluation.ledger.append_record", appended)
+    monkeypatch.setattr(
+        "benchsr.commands.run.write_leaderboard", lambda folder, *_, **__: free.update(board=free_for_others(folder))
+    )
+    folder = run(toy, "bicubic", "clean").folder
+    assert free == {"adds": False, "board": False}
+    assert free_for_others(folder)
 
 
 def test_a_title_is_no_markup(toy: Path) -> None:
@@ -332,3 +348,13 @@ def test_runs_of_other_settings_are_told_apart_while_they_go(toy: Path) -> None:
     second.open()
     with pytest.raises(InputError, match="taken over"):
         first.append(replace(record, image="photo1"))
+
+
+def test_a_line_has_its_seconds_as_soon_as_it_is_written(toy: Path) -> None:
+    ledger = Ledger(toy.parent / "ledger", load_protocol(toy), environment(torch.device("cpu")))
+    ledger.open()
+    ledger.append(
+        Record("toy", "photos", "bicubic", "clean", "photo0", Status.OK, {"psnr": 1.0}, key="a" * 64, seconds_sr=2.5)
+    )
+    (found,) = read_ledger(ledger.folder)
+    assert found.seconds_sr == 2.5

@@ -101,6 +101,15 @@ def test_an_evaluation_whose_single_answers_are_lost_is_computed_again(toy: Path
     assert file.read_bytes() == before
 
 
+def test_single_answers_of_other_settings_are_moved_aside(toy: Path) -> None:
+    card = toy_card(toy.parent, "toy-a", more=SMOOTHED)
+    before = (run(toy, card).folder / "singles.csv").read_bytes()
+    folder = run(toy, card, seed=7).folder
+    (aside,) = folder.glob("singles-*.csv")
+    assert aside.read_bytes() == before
+    assert (folder / "singles.csv").read_bytes() != before
+
+
 def test_a_model_without_smoothing_has_none_and_says_so(toy: Path) -> None:
     outcome = run(toy, toy_card(toy.parent, "toy-a"))
     lines = {(r.threat, r.status) for r in outcome.planned}
