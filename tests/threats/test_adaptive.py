@@ -95,7 +95,7 @@ def reference_apgd(x: Tensor, v: Tensor, gains: Sequence[float], grads: Tensor, 
             halved = rises < 0.75 * (k - last) or stuck
             last, then = k, gains[best]
             if halved:
-                size, v, grad = size / 2, seen[best], grads[best]  # noqa: PLW2901
+                size, v, grad = size / 2, seen[best], grads[best]
         ahead = inside(v + size * grad.sign())
         before, v = v, inside(v + 0.75 * (ahead - v) + 0.25 * (v - before)) if k else ahead
     return [*seen[1:], v]
