@@ -133,6 +133,14 @@ def test_new_weights_leave_no_old_figure_in_the_board(toy: Path, tmp_path: Path)
     assert set(pd.read_csv(seconds).key) == set(old.key)
 
 
+def test_figures_of_a_card_that_is_not_at_hand_stay(toy: Path, tmp_path: Path) -> None:
+    before = lines(run(toy, toy_card(tmp_path, "toy-a"), "clean").folder)
+    (tmp_path / "toy-a.toml").unlink()
+    after = lines(run(toy, "bicubic", "clean").folder)
+    assert set(before.key) < set(after.key)
+    assert {*after.model} == {"toy-a", "bicubic"}
+
+
 def test_figures_of_another_class_of_device_stay_unless_they_are_computed_again(toy: Path, tmp_path: Path) -> None:
     chosen, card = load_protocol(toy), load_card(toy_card(tmp_path, "toy-a"))
     data, rows = load_dataset(chosen.dataset, crop=chosen.crop), resolve([card, load_card("bicubic")])
