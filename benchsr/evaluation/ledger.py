@@ -184,15 +184,19 @@ class Ledger:
     def merged(self, planned: Sequence[Record], done: Mapping[str, Record]) -> Iterator[list[Record]]:
         """Write the lines of this run (`done`: those that have figures, by key) beside those of others; gives all.
 
-        Until the block ends no other run can add to them, so that what it derives from them is of the newest.
+        Figures of what cannot be had any more stay as they are. Until the block ends no other run can add to them, so
+        that what it derives from them is of the newest.
         """
         with locked(self.results):
             self._require_ours()
 
             def beside_ours(known: Sequence[Record]) -> list[Record]:
                 by_key = {r.key: r for r in known if r.status is Status.OK} | dict(done)
+                figures = {(r.model, r.threat) for r in by_key.values() if r.status is Status.OK}
                 ours = [
-                    replace(by_key.get(r.key, r), model=r.model, threat=r.threat, network=r.network) for r in planned
+                    replace(by_key.get(r.key, r), model=r.model, threat=r.threat, network=r.network)
+                    for r in planned
+                    if r.status is not Status.UNAVAILABLE or (r.model, r.threat) not in figures
                 ]
                 mine, pairs = {identity(r) for r in ours}, {(r.model, r.threat) for r in ours}
                 # A model that failed or was unavailable as a whole has one line, without an image.

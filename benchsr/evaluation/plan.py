@@ -354,11 +354,12 @@ def keys_today(
     """(model, threat, image) -> the keys that each evaluation of `rows` may have under the whole protocol.
 
     What this run has `planned` with `plan` has one; anything else that of either class of device, as another may have
-    computed it.
+    computed it. Of a model whose weights cannot be had here nothing is told.
     """
     found: dict[tuple[str, str, str], set[str]] = {}
+    here = {row.card.id: row for row in rows if row.status is not Status.UNAVAILABLE}
     for device in ("cpu", "cuda"):
-        cells, missing = plan(protocol, rows, protocol.threats, dataset, device)
+        cells, missing = plan(protocol, list(here.values()), protocol.threats, dataset, device)
         for r in [record for cell in cells for record in cell.records] + missing:
             found.setdefault((r.model, r.threat, r.image), set()).add(r.key)
-    return found | {(r.model, r.threat, r.image): {r.key} for r in planned}
+    return found | {(r.model, r.threat, r.image): {r.key} for r in planned if r.model in here}

@@ -17,7 +17,7 @@ from rich.console import Console
 from toys import FakeLpips, photos, protocol, toy_card
 from typer.testing import CliRunner
 
-from benchsr.base.errors import InputError
+from benchsr.base.errors import InputError, UnavailableError
 from benchsr.cli.main import app
 from benchsr.commands.figures import make_figures
 from benchsr.commands.report import rewrite
@@ -31,7 +31,7 @@ from benchsr.metrics.perceptual import TRUNKS
 from benchsr.models.zoo import find_weights, load_card, network_key
 from benchsr.results.records import Record, Status, append_record
 from benchsr.site import build_site
-from benchsr.threats.table import load_threat
+from benchsr.threats.table import Threat, load_threat
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +139,49 @@ def test_figures_of_a_card_that_is_not_at_hand_stay(toy: Path, tmp_path: Path) -
     after = lines(run(toy, "bicubic", "clean").folder)
     assert set(before.key) < set(after.key)
     assert {*after.model} == {"toy-a", "bicubic"}
+
+
+def test_figures_of_weights_that_are_gone_stay(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = toy_card(tmp_path, "toy-a")
+    before = lines(run(toy, f"{card},bicubic", "clean,pgd").folder)
+    (tmp_path / "toy-a.safetensors").unlink()
+    find_weights.cache_clear()
+
+    def no_trunk(threat: Threat) -> str:
+        if threat.objective:
+            raise UnavailableError("no weights of the loss")
+        return ""
+
+    monkeypatch.setattr("benchsr.evaluation.plan._perceptual_key", no_trunk)
+    outcome = run(toy, f"{card},bicubic", "clean,pgd,noise")
+    after = lines(outcome.folder)
+    assert set(before.key) < set(after.key)
+    new = after[~after.key.isin(before.key)]
+    assert {*zip(new.model, new.threat, new.status, strict=True)} == {
+        ("toy-a", "noise", "unavailable"),
+        ("bicubic", "noise", "ok"),
+    }
+    assert list(outcome.folder.glob("*-outdated-*")) == []
+
+
+def test_what_failed_with_older_weights_is_no_figure_to_keep(toy: Path) -> None:
+    ledger = Ledger(toy.parent / "ledger", load_protocol(toy), environment(torch.device("cpu")))
+    ledger.open()
+    ledger.append(Record("toy", "photos", "toy-a", "clean", "photo0", Status.FAILED, "out of memory", key="a" * 64))
+    ledger.retire({("toy-a", "clean", "photo0"): {"b" * 64}})
+    assert read_ledger(ledger.folder) == []
+    assert list(ledger.folder.glob("results-outdated-*")) == []
+
+
+def test_a_run_writes_its_lines_again_that_another_program_took_away(toy: Path) -> None:
+    ledger = Ledger(toy.parent / "ledger", load_protocol(toy), environment(torch.device("cpu")))
+    ledger.open()
+    record = Record("toy", "photos", "bicubic", "clean", "photo0", Status.OK, scores={"psnr": 1.0}, key="a" * 64)
+    done = {record.key: ledger.append(record)}
+    ledger.results.unlink()
+    with ledger.merged([record], done) as merged:
+        assert merged == [done[record.key]]
+    assert [r.scores for r in read_ledger(ledger.folder)] == [record.scores]
 
 
 def test_figures_of_another_class_of_device_stay_unless_they_are_computed_again(toy: Path, tmp_path: Path) -> None:
