@@ -131,6 +131,7 @@ def test_new_weights_leave_no_old_figure_in_the_board(toy: Path, tmp_path: Path)
     assert set(kept.key) == set(old.key)
     (seconds,) = (tmp_path / "out" / "toy").glob("timings-outdated-*.csv")
     assert set(pd.read_csv(seconds).key) == set(old.key)
+    assert set(pd.read_csv(tmp_path / "out" / "toy" / "timings.csv").key) == set(now.key)
 
 
 def test_figures_of_a_card_that_is_not_at_hand_stay(toy: Path, tmp_path: Path) -> None:
@@ -141,17 +142,25 @@ def test_figures_of_a_card_that_is_not_at_hand_stay(toy: Path, tmp_path: Path) -
     assert {*after.model} == {"toy-a", "bicubic"}
 
 
+def no_trunk(threat: Threat) -> str:
+    """In the place of what looks for the weights of a loss."""
+    if threat.objective:
+        raise UnavailableError("no weights of the loss")
+    return ""
+
+
+def test_a_line_that_says_what_is_lacking_goes_when_it_is_there(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("benchsr.evaluation.plan._perceptual_key", no_trunk)
+        assert set(lines(run(toy, "bicubic", "clean,pgd").folder).status) == {"ok", "unavailable"}
+    assert set(lines(run(toy, "bicubic", "clean,pgd").folder).status) == {"ok"}
+
+
 def test_figures_of_weights_that_are_gone_stay(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = toy_card(tmp_path, "toy-a")
     before = lines(run(toy, f"{card},bicubic", "clean,pgd").folder)
     (tmp_path / "toy-a.safetensors").unlink()
     find_weights.cache_clear()
-
-    def no_trunk(threat: Threat) -> str:
-        if threat.objective:
-            raise UnavailableError("no weights of the loss")
-        return ""
-
     monkeypatch.setattr("benchsr.evaluation.plan._perceptual_key", no_trunk)
     outcome = run(toy, f"{card},bicubic", "clean,pgd,noise")
     after = lines(outcome.folder)
@@ -295,7 +304,8 @@ def test_damaged_timings_cost_no_figure(toy: Path) -> None:
     assert len([r for r in read_ledger(folder) if r.seconds_sr]) == 2
 
 
-def test_settings_back_and_forth_lose_nothing(toy: Path, tmp_path: Path) -> None:
+def test_settings_back_and_forth_lose_nothing(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchsr.evaluation.ledger._stamp", lambda: "20260101T000000")  # all in one second
     seen: list[set[str]] = []
     for seed in (0, 7, 0, 7):
         run(toy, "bicubic", "noise", seed=seed, cache=tmp_path / f"cache{seed}")
