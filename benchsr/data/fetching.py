@@ -76,20 +76,21 @@ def _fetch_listed(card: DataCard, origin: Path | None) -> None:
     with locked(card.folder):
         missing = wanted()
         found = {} if origin is None else _search(missing, origin)
-        for listed in tqdm(missing, desc=card.id, unit="file", leave=False, disable=None):
-            target = card.folder / listed.name
-            if origin is not None:
-                content = found[listed.name].read_bytes()
-                if hashlib.sha256(content).hexdigest() != listed.sha256:
-                    raise IntegrityError(f"{found[listed.name]} has just changed; try again")
-                write_atomic(target, content)
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            url = card.source.url.replace("{path}", listed.path)
-            try:
-                fetch_file(url, target, sha256=listed.sha256, max_bytes=listed.bytes)
-            except UnavailableError as error:
-                raise UnavailableError(f"{error}, or run `{card.fetch_command} --from DIR` with a copy") from None
+        with tqdm(missing, desc=card.id, unit="file", leave=False, disable=None) as bar:
+            for listed in bar:
+                target = card.folder / listed.name
+                if origin is not None:
+                    content = found[listed.name].read_bytes()
+                    if hashlib.sha256(content).hexdigest() != listed.sha256:
+                        raise IntegrityError(f"{found[listed.name]} has just changed; try again")
+                    write_atomic(target, content)
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                url = card.source.url.replace("{path}", listed.path)
+                try:
+                    fetch_file(url, target, sha256=listed.sha256, max_bytes=listed.bytes)
+                except UnavailableError as error:
+                    raise UnavailableError(f"{error}, or run `{card.fetch_command} --from DIR` with a copy") from None
 
 
 def _is(path: Path, listed: Listed) -> bool:

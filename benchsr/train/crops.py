@@ -58,18 +58,21 @@ def load_images(folder: Path, crop: int, held_out: int, held_out_crop: int, prog
     digest = hashlib.sha256()
     images, samples = [], []
     chosen = {i * len(paths) // max(held_out, 1) for i in range(held_out)}
-    for index, path in enumerate(tqdm(paths, desc="decoding", disable=not progress)):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-        image = read_image(path)
-        if min(image.shape[-2:]) < side:
-            raise InputError(f"{path} is {image.shape[2]}x{image.shape[1]}; this recipe needs at least {side}x{side}")
-        if index in chosen:
-            size = SCALE * held_out_crop
-            top, left = (image.shape[1] - size) // 2, (image.shape[2] - size) // 2
-            hr = image[:, top : top + size, left : left + size].contiguous()
-            samples.append(Sample(path.relative_to(folder).as_posix(), bicubic_downscale(hr, SCALE), hr))
-        else:
-            images.append(to_bytes(image))
+    with tqdm(paths, desc="decoding", disable=not progress) as bar:
+        for index, path in enumerate(bar):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            image = read_image(path)
+            if min(image.shape[-2:]) < side:
+                raise InputError(
+                    f"{path} is {image.shape[2]}x{image.shape[1]}; this recipe needs at least {side}x{side}"
+                )
+            if index in chosen:
+                size = SCALE * held_out_crop
+                top, left = (image.shape[1] - size) // 2, (image.shape[2] - size) // 2
+                hr = image[:, top : top + size, left : left + size].contiguous()
+                samples.append(Sample(path.relative_to(folder).as_posix(), bicubic_downscale(hr, SCALE), hr))
+            else:
+                images.append(to_bytes(image))
     return TrainingImages(folder, images, samples, digest.hexdigest())
 
 

@@ -237,24 +237,25 @@ class Trainer:
         spent = progress.seconds.get(stage.name, 0.0)
         started = saved = time.monotonic()
         todo = range(progress.step, stage.steps)
-        bar = tqdm(total=stage.steps, initial=progress.step, desc=f"{job.name} {stage.name}", disable=log is None)
-        for k, batch in zip(todo, crops.loader(todo, job.workers), strict=True):
-            values = run.step(k, batch)
-            if not all(map(math.isfinite, values.values())):
-                raise ModelError(f"{job.name}: stage {stage.name} diverged at step {k}; lower its learning rate")
-            if log:
-                log.add(stage.name, k, values)
-            bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-            bar.update()
-            progress.step = k + 1
-            if stage.validate_every and progress.step % stage.validate_every == 0 and progress.step < stage.steps:
-                self._validate(run)
-            now = time.monotonic()
-            progress.seconds[stage.name] = spent + now - started
-            if now - saved > job.checkpoint_seconds:
-                self._save_checkpoint(run)
-                saved = now
-        bar.close()
+        name = f"{job.name} {stage.name}"
+        # Closed before anything is said of why it ended.
+        with tqdm(total=stage.steps, initial=progress.step, desc=name, disable=log is None) as bar:
+            for k, batch in zip(todo, crops.loader(todo, job.workers), strict=True):
+                values = run.step(k, batch)
+                if not all(map(math.isfinite, values.values())):
+                    raise ModelError(f"{job.name}: stage {stage.name} diverged at step {k}; lower its learning rate")
+                if log:
+                    log.add(stage.name, k, values)
+                bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+                bar.update()
+                progress.step = k + 1
+                if stage.validate_every and progress.step % stage.validate_every == 0 and progress.step < stage.steps:
+                    self._validate(run)
+                now = time.monotonic()
+                progress.seconds[stage.name] = spent + now - started
+                if now - saved > job.checkpoint_seconds:
+                    self._save_checkpoint(run)
+                    saved = now
         self._save_checkpoint(run)
         self._validate(run)
         self._save_checkpoint(run)

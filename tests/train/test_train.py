@@ -192,6 +192,18 @@ def test_a_stopped_training_says_how_to_go_on(
     assert words in capfd.readouterr().err
 
 
+def test_what_a_stop_says_stands_on_a_line_of_its_own_below_the_bar(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setattr("benchsr.train.loop.StepLog.add", lambda *_: signal.raise_signal(signal.SIGTERM))
+    card = toy_card(tmp_path, "toy-t", more=RECIPE)
+    command = f"train {card} --data {folder} --out {tmp_path / 'out'} --device cpu --precision fp32 --workers 0"
+    assert call(monkeypatch, command) == 143
+    *_, bar, last = capfd.readouterr().err.replace("\r", "\n").strip().splitlines()
+    assert bar.startswith("toy-t ")
+    assert last.startswith("benchsr: stopped; ")
+
+
 def test_resuming_refuses_another_run(folder: Path, tmp_path: Path, accelerator: Accelerator) -> None:
     task = job(folder, tmp_path / "out", {"steps": 1})
     with pytest.raises(InputError, match="nothing to resume"):
