@@ -25,14 +25,14 @@ from torch import Tensor
 
 from benchsr.base import drawing
 from benchsr.base.drawing import recall, remember
-from benchsr.base.errors import InputError, ModelError
+from benchsr.base.errors import InputError, ModelError, Stopped
 from benchsr.base.files import cache_dir, write_changed
 from benchsr.base.inference import one_thread
 from benchsr.base.pairs import Sample
 from benchsr.data.datasets import load_dataset
 from benchsr.data.images import write_image
 from benchsr.evaluation.cache import AttackCache
-from benchsr.evaluation.executors import Processes, load_executor
+from benchsr.evaluation.executors import Processes, follow_parent, load_executor
 from benchsr.evaluation.ledger import stored_protocol
 from benchsr.evaluation.plan import Cell, plan, resolve
 from benchsr.evaluation.protocol import Protocol, load_protocol, select_threats
@@ -233,9 +233,14 @@ class Studio:
         done: dict[Shot, bytes] = {}
         spawn = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
         try:
-            with ProcessPoolExecutor(len(parts), spawn) as pool:
-                for part, found in zip(parts, pool.map(Studio.packed, studios, parts), strict=True):
-                    done |= zip(part, found, strict=True)
+            with ProcessPoolExecutor(len(parts), spawn, follow_parent) as pool:
+                try:
+                    for part, found in zip(parts, pool.map(Studio.packed, studios, parts), strict=True):
+                        done |= zip(part, found, strict=True)
+                except Stopped:
+                    for process in multiprocessing.active_children():  # which the pool would wait for
+                        process.terminate()
+                    raise
         except BrokenProcessPool:
             raise ModelError("a process that draws died; was there enough memory? Ask for fewer --workers") from None
         return [done[shot] for shot in shots]

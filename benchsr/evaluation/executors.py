@@ -241,14 +241,19 @@ def _uninterrupted() -> Iterator[None]:
 
 def _serve(pipe: Connection, make: MakeWorker, device: torch.device, share: float) -> None:
     """A worker process: answer cells until the run is over, or gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which then stops its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    follow_parent()
     torch.set_num_threads(1)
     worker = make(device, share=share)
     with suppress(EOFError, OSError):
         pipe.send([])
         while True:
             pipe.send(list(worker.run(pipe.recv())))
+
+
+def follow_parent() -> None:
+    """Leave Ctrl-C to the process that started this one, which then stops it, and end when that is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:

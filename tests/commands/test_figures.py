@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor
-from toys import FakeLpips, photos, protocol, toy_card
+from toys import FakeLpips, call, photos, protocol, toy_card
 
 from benchsr.base.errors import InputError, UnknownIdError
 from benchsr.base.pairs import Sample
@@ -174,6 +178,23 @@ def test_processes_draw_what_this_one_draws(toy_board: Path) -> None:
         made.append(contents(make_figures(models, "clean,noise", "photo1,photo2", toy_board, **how)))  # type: ignore[arg-type]
     assert len(made[0]) > 30
     assert made[0] == made[1]
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.slow
+def test_who_stops_it_need_not_wait_for_its_processes(toy_board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawing = []
+
+    def stop_when_they_draw() -> None:
+        while len(children := multiprocessing.active_children()) < 2:
+            time.sleep(0.05)
+        drawing.extend(children)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_when_they_draw).start()
+    command = f"figures --protocol {toy_board} --models bicubic --threats clean,noise --device cpu --workers 2"
+    assert call(monkeypatch, f"{command} --out {toy_board.parent / 'out'}") == 143
+    assert [process.exitcode for process in drawing] == [-signal.SIGTERM] * 2
     assert multiprocessing.active_children() == []
 
 
