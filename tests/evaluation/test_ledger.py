@@ -415,7 +415,9 @@ def test_a_line_has_its_seconds_as_soon_as_it_is_written(toy: Path) -> None:
     ledger = Ledger(toy.parent / "ledger", load_protocol(toy), environment(torch.device("cpu")))
     ledger.open()
     ledger.append(
-        Record("toy", "photos", "bicubic", "clean", "photo0", Status.OK, {"psnr": 1.0}, key="a" * 64, seconds_sr=2.5)
+        Record(
+            "toy", "photos", "bicubic", "clean", "photo0", Status.OK, scores={"psnr": 1.0}, key="a" * 64, seconds_sr=2.5
+        )
     )
     (found,) = read_ledger(ledger.folder)
     assert found.seconds_sr == 2.5
