@@ -18,16 +18,19 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from logging.handlers import QueueHandler
 from math import ceil
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol
+from queue import SimpleQueue
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from benchsr.base.errors import BenchsrError, InputError, ModelError
 from benchsr.base.inference import one_thread, pick_device
 from benchsr.base.registry import Registry
+from benchsr.evaluation.cache import ONCE
 from benchsr.evaluation.memory import own_groups
 from benchsr.evaluation.plan import Cell
 from benchsr.evaluation.worker import Worker, failed, reason
@@ -82,23 +85,45 @@ class WorkerLostError(BenchsrError):
     """A worker that ended before it answered: killed, out of memory, or its machine went away."""
 
 
+class Reply(NamedTuple):
+    """The records of a cell, and what was logged meanwhile."""
+
+    records: list[Record]
+    logged: list[logging.LogRecord]
+
+
 class Remote(ABC):
     """A worker outside of this process that handles one cell at a time."""
 
     pending: Any
-    """What to wait for: the answer under way. A new worker's first answer, no records, says that it is ready."""
+    """What to wait for: the answer under way. A new worker's first answer, without records, says that it is ready."""
 
     @abstractmethod
     def send(self, cell: Cell) -> None:
         """Start on a cell."""
 
     @abstractmethod
-    def answer(self) -> list[Record]:
+    def answer(self) -> Reply:
         """The answer that was waited for. Raises WorkerLostError."""
 
     @abstractmethod
     def stop(self) -> None:
         """End the worker at once, whatever it is doing."""
+
+
+class _Served:
+    """A worker in a process of its own, and what it logs: nobody reads that process's output."""
+
+    def __init__(self, make: MakeWorker, device: torch.device, share: float) -> None:
+        torch.set_num_threads(1)
+        self._logged: SimpleQueue[logging.LogRecord] = SimpleQueue()
+        logging.getLogger("benchsr").addHandler(QueueHandler(self._logged))
+        self._worker = make(device, share=share)
+
+    def run(self, cell: Cell | None = None) -> Reply:
+        """The records of one cell; of none, once the worker is there."""
+        records = list(self._worker.run(cell)) if cell else []
+        return Reply(records, [self._logged.get() for _ in range(self._logged.qsize())])
 
 
 @dataclass
@@ -111,8 +136,8 @@ class _Job:
     attempt: int = 1
     deadline: float = float("inf")
 
-    def answer(self, ready: bool, timeout: float | None) -> list[Record]:
-        """The records of the cell. Raises ModelError where it took too long, and WorkerLostError."""
+    def answer(self, ready: bool, timeout: float | None) -> Reply:
+        """What came of the cell. Raises ModelError where it took too long, and WorkerLostError."""
         if ready:
             return self.remote.answer()
         if self.cell:
@@ -156,6 +181,7 @@ class Remotes(ABC):
         workers = min(self.workers, len(cells))
         todo = deque((cell, 1) for cell in cells)
         idle: list[_Job] = []
+        told: set[str] = set()
         busy = [started(number) for number in range(workers)]
         try:
             while todo or any(job.cell for job in busy):
@@ -171,7 +197,8 @@ class Remotes(ABC):
                     busy.remove(job)
                     records: list[Record] = []
                     try:
-                        records = job.answer(job.remote.pending in ready, self.timeout)
+                        records, logged = job.answer(job.remote.pending in ready, self.timeout)
+                        _tell(logged, told)
                         idle.append(_Job(job.number, job.remote))
                     except BenchsrError as error:
                         job.remote.stop()
@@ -208,22 +235,31 @@ class _Process(Remote):
         with suppress(OSError):
             self.pending.send(cell)
 
-    def answer(self) -> list[Record]:
-        """The records of the cell. Raises WorkerLostError."""
+    def answer(self) -> Reply:
+        """What came of the cell. Raises WorkerLostError."""
         try:
-            records: list[Record] = self.pending.recv()
+            found: Reply = self.pending.recv()
         except (EOFError, OSError, pickle.UnpicklingError):
             self._process.join(10)
             code = self._process.exitcode or 0
             how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             raise WorkerLostError(f"the worker process died ({how}); was there enough memory?") from None
-        return records
+        return found
 
     def stop(self) -> None:
         """Kill the process."""
         self._process.kill()
         self._process.join()
         self.pending.close()
+
+
+def _tell(logged: Sequence[logging.LogRecord], told: set[str]) -> None:
+    """Log here what workers have logged, but for what is in `told`, to which it is added."""
+    for line in logged:
+        what = getattr(line, ONCE, line.getMessage())
+        if what not in told:
+            told.add(what)
+            logging.getLogger(line.name).handle(line)
 
 
 @contextmanager
@@ -243,12 +279,11 @@ def _serve(pipe: Connection, make: MakeWorker, device: torch.device, share: floa
     """A worker process: answer cells until the run is over, or gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which then stops its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    worker = make(device, share=share)
+    worker = _Served(make, device, share)
     with suppress(EOFError, OSError):
-        pipe.send([])
+        pipe.send(worker.run())
         while True:
-            pipe.send(list(worker.run(pipe.recv())))
+            pipe.send(worker.run(pipe.recv()))
 
 
 def _end_with_parent() -> None:
@@ -292,41 +327,32 @@ class _Actor(Remote):
         self._ray: Any = ray
         unit = self._ray.remote(**{"num_gpus" if device.type == "cuda" else "num_cpus": 1})
         self._actor = unit(_RayWorker).remote(make, device, share, str(Path.cwd()))
-        self.pending = self._actor.ready.remote()
+        self.pending = self._actor.run.remote()
 
     def send(self, cell: Cell) -> None:
         """Start on a cell."""
         self.pending = self._actor.run.remote(cell)
 
-    def answer(self) -> list[Record]:
-        """The records of the cell. Raises WorkerLostError."""
+    def answer(self) -> Reply:
+        """What came of the cell. Raises WorkerLostError."""
         try:
-            records: list[Record] = self._ray.get(self.pending)
+            found: Reply = self._ray.get(self.pending)
         except self._ray.exceptions.RayError as error:
             raise WorkerLostError(f"the Ray worker was lost ({type(error).__name__}: {str(error)[:300]})") from None
-        return records
+        return found
 
     def stop(self) -> None:
         """Kill the actor."""
         self._ray.kill(self._actor)
 
 
-class _RayWorker:
+class _RayWorker(_Served):
     """What runs inside of a Ray actor: one Worker, and so one load of each network's weights."""
 
     def __init__(self, make: MakeWorker, device: torch.device, share: float, folder: str) -> None:
         with suppress(OSError):  # relative paths mean what they mean to the run, where its folder is shared
             os.chdir(folder)
-        torch.set_num_threads(1)
-        self.worker = make(device, share=share)
-
-    def ready(self) -> list[Record]:
-        """Nothing, once the worker is there."""
-        return []
-
-    def run(self, cell: Cell) -> list[Record]:
-        """The records of one cell."""
-        return list(self.worker.run(cell))
+        super().__init__(make, device, share)
 
 
 @dataclass(frozen=True)
