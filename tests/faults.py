@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 from toys import FakeLpips, photos, protocol, toy_card
 
+from benchsr.cli import main
 from benchsr.commands.run import Outcome, evaluate
-from benchsr.evaluation import cache, worker
+from benchsr.evaluation import cache, executors, options, worker
 from benchsr.evaluation.executors import Executor, InProcess, MakeWorker, load_executor
 from benchsr.evaluation.options import RunOptions
 from benchsr.evaluation.plan import Cell
@@ -220,6 +221,13 @@ def compare(bench: ToyBench, out: str, note: Note = lambda *_: None) -> None:
     note("doubled", doubled)
     assert (lost, doubled) == (0, 0)
     pd.testing.assert_frame_equal(whole, found)
+
+
+def command_line(seconds: float) -> None:
+    """`benchsr`, whose workers take `seconds` longer for each evaluation, and any time to start."""
+    executors.START_SECONDS = 1800
+    options.load_executor = lambda *given: ToyExecutor(load_executor(*given), seconds)
+    main()
 
 
 if __name__ == "__main__":

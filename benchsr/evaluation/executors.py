@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -51,6 +52,10 @@ ATTEMPTS = 3
 
 START_SECONDS = 300
 """How long a worker may take to start: it imports torch, and a cluster may first look for a machine."""
+
+
+HEAD_SECONDS = 20
+"""How long the head of a Ray cluster may be away: it may be started again, and Ray itself gives up after a minute."""
 
 
 class Executor(Protocol):
@@ -172,7 +177,7 @@ class Remotes(ABC):
         return 1 / workers
 
     def run(self, make: MakeWorker, cells: Sequence[Cell]) -> Generator[Record, None, None]:
-        """Yield the records of each cell as it is done. Raises WorkerLostError where no worker can be started."""
+        """Yield the records of each cell as it is done. Raises WorkerLostError where no worker can be had any more."""
 
         def started(number: int, attempt: int = 1) -> _Job:
             remote = self.start(make, number, self.share(workers))
@@ -355,9 +360,40 @@ class _RayWorker(_Served):
         super().__init__(make, device, share)
 
 
+@dataclass
+class _Head:
+    """The head of a Ray cluster. A minute after it is gone, Ray ends this process as if rows had failed."""
+
+    address: str
+    _asked: float = 0.0
+    _away: float | None = None
+
+    def require(self) -> None:
+        """Raise WorkerLostError where it has not answered for HEAD_SECONDS."""
+        now = time.monotonic()
+        if now < self._asked + 1:
+            return
+        self._asked = now
+        host, _, port = self.address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+            self._away = None
+        except OSError as error:
+            self._away = self._away or now
+            if now > self._away + HEAD_SECONDS:
+                raise WorkerLostError(
+                    f"the Ray cluster at {self.address} is gone: its head has not answered for {HEAD_SECONDS} s "
+                    f"({error.strerror or error}); what was computed is kept: start a cluster (ray start --head) and "
+                    "give the same command again, with its --ray-address"
+                ) from None
+
+
 @dataclass(frozen=True)
 class RayCluster(Remotes):
     """Ray actors, each on one GPU (or one CPU core of a cluster without), of a cluster or of this machine."""
+
+    head: _Head | None = None
+    """What is watched, where it can be reached."""
 
     def start(self, make: MakeWorker, number: int, share: float) -> Remote:
         """Start an actor, wherever the cluster has room."""
@@ -368,9 +404,11 @@ class RayCluster(Remotes):
         return 1.0 if self.device.type == "cuda" else 1 / workers
 
     def wait(self, pending: list[Any], seconds: float) -> list[Any]:
-        """The first answer that has come, or never will."""
+        """The first answer that has come, or never will. Raises WorkerLostError where the cluster is gone."""
         import ray
 
+        if self.head:
+            self.head.require()
         return list(ray.wait(pending, timeout=seconds)[0])
 
 
@@ -404,13 +442,27 @@ def _ray(device: str, workers: int | None, timeout: float | None, address: str |
         raise InputError('--executor ray needs Ray: pip install "benchsr[ray]"') from None
     if not ray.is_initialized():
         try:
-            ray.init(address=address, log_to_driver=False, include_dashboard=None if address else False)
+            with _own_sigterm():
+                ray.init(address=address, log_to_driver=False, include_dashboard=None if address else False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"--ray-address {address}: no Ray cluster answers there ({error})") from None
     cluster: Any = ray  # untyped, where Ray is installed at all
     resources: dict[str, float] = cluster.cluster_resources()
     chosen = pick_device(device, has_cuda=resources.get("GPU", 0) >= 1)
-    return RayCluster(chosen, workers or int(resources["GPU" if chosen.type == "cuda" else "CPU"]), timeout)
+    workers = workers or int(resources["GPU" if chosen.type == "cuda" else "CPU"])
+    remote = cluster.util.client.ray.is_connected()  # by ray://, from where the head itself may be out of reach
+    return RayCluster(chosen, workers, timeout, None if remote else _Head(cluster.get_runtime_context().gcs_address))
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray would put its handler of SIGTERM in the place of the run's, which says how to go on."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 EXECUTORS: Registry[Callable[[str, int | None, float | None, str | None], Executor]] = Registry(
