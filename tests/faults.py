@@ -226,7 +226,7 @@ def compare(bench: ToyBench, out: str, note: Note = lambda *_: None) -> None:
 def command_line(seconds: float) -> None:
     """`benchsr`, whose workers take `seconds` longer for each evaluation, and any time to start."""
     executors.START_SECONDS = 1800
-    options.load_executor = lambda *given: ToyExecutor(load_executor(*given), seconds)
+    options.load_executor = lambda *given: ToyExecutor(load_executor(*given), seconds)  # type: ignore[attr-defined]
     main()
 
 

@@ -341,7 +341,8 @@ class _Actor(Remote):
     def answer(self) -> Reply:
         """What came of the cell. Raises WorkerLostError."""
         try:
-            found: Reply = self._ray.get(self.pending)
+            with _unwrapped():
+                found: Reply = self._ray.get(self.pending)
         except self._ray.exceptions.RayError as error:
             raise WorkerLostError(f"the Ray worker was lost ({type(error).__name__}: {str(error)[:300]})") from None
         return found
@@ -349,6 +350,15 @@ class _Actor(Remote):
     def stop(self) -> None:
         """Kill the actor."""
         self._ray.kill(self._actor)
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """What the handler of a signal raises while Ray waits comes as a SystemError's cause."""
+    try:
+        yield
+    except SystemError as error:
+        raise (error.__cause__ or error) from None
 
 
 class _RayWorker(_Served):
@@ -409,7 +419,8 @@ class RayCluster(Remotes):
 
         if self.head:
             self.head.require()
-        return list(ray.wait(pending, timeout=seconds)[0])
+        with _unwrapped():
+            return list(ray.wait(pending, timeout=seconds)[0])
 
 
 def usable_cores(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:

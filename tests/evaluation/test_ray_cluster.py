@@ -18,9 +18,7 @@ from faults import Note, ToyBench, ToyExecutor, compare, make_bench
 
 from benchsr.evaluation.executors import InProcess
 
-pytest.importorskip("ray", reason="Ray is not installed: benchsr[ray]")
-
-from ray.cluster_utils import Cluster
+clusters: Any = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: benchsr[ray]")
 
 pytestmark = [pytest.mark.slow, pytest.mark.reliability]
 
@@ -40,7 +38,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Two nodes, each with room for one worker; the first is the head."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
     node = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args=node)
+    made = clusters.Cluster(initialize_head=True, head_node_args=node)
     made.add_node(**node)
     yield made
     made.shutdown()
@@ -88,6 +86,7 @@ def test_a_node_is_lost(bench: ToyBench, cluster: Any, record_property: Note) ->
     run = start(bench, cluster)
     (other,) = cluster.worker_nodes
     cluster.remove_node(other, allow_graceful=False)
+    record_property("kills", 1)
     assert run.wait() == 0, said_by(bench)
     record_property("tracebacks", said_by(bench).count("Traceback"))
     compare(bench, "out", record_property)
@@ -102,6 +101,7 @@ def test_the_head_is_lost(bench: ToyBench, cluster: Any, record_property: Note) 
     for processes in list(cluster.head_node.all_processes.values()):
         for each in processes:
             each.process.kill()
+    record_property("kills", 1)
     assert run.wait() == 2, said_by(bench)
     said = said_by(bench)
     record_property("tracebacks", said.count("Traceback"))
@@ -119,12 +119,17 @@ def test_the_head_is_lost(bench: ToyBench, cluster: Any, record_property: Note) 
     compare(bench, "out", record_property)
 
 
-def test_sigterm_stays_the_runs(cluster: Any, bench: ToyBench, record_property: Note) -> None:
-    """SIGTERM to a run on the cluster: its own words and exit code, not Ray's."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["sigterm", "ctrl-c"])
+def test_a_signal_ends_the_run_as_it_does_without_ray(
+    bench: ToyBench, cluster: Any, number: signal.Signals, code: int, record_property: Note
+) -> None:
+    """A run on the cluster asked to stop: its own words and exit code, not Ray's."""
+    record_property("signal", number.name)
     run = start(bench, cluster)
-    run.send_signal(signal.SIGTERM)
-    assert run.wait() == 143, said_by(bench)
-    assert "benchsr: stopped; " in said_by(bench)
+    run.send_signal(number)
+    assert run.wait() == code, said_by(bench)
+    record_property("tracebacks", said_by(bench).count("Traceback"))
+    assert said_by(bench).strip().splitlines()[-1].startswith("benchsr: stopped; ")
     wait_until(lambda: not workers(), 60)
     record_property("processes_left", len(workers()))
     assert workers() == []
