@@ -201,6 +201,7 @@ def trial(
     for name, value in PATIENT.items():
         monkeypatch.setattr(f"benchsr.evaluation.cache.{name}", value)
     record_property("workers", WORKERS)
+    record_property("evaluations", bench.evaluations)
     name = re.sub(r"\W", "-", request.node.name)
     return Trial(bench, name, monkeypatch, caplog, capfd, record_property)
 
