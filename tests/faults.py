@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 from toys import FakeLpips, photos, protocol, toy_card
 
+from benchsr.cli import main
 from benchsr.commands.run import Outcome, evaluate
-from benchsr.evaluation import worker
+from benchsr.evaluation import cache, executors, options, worker
 from benchsr.evaluation.executors import Executor, InProcess, MakeWorker, load_executor
 from benchsr.evaluation.options import RunOptions
 from benchsr.evaluation.plan import Cell
@@ -80,7 +81,8 @@ FAULTS: Mapping[str, tuple[Callable[[Tensor], Any], str]] = {
 class ToyMake:
     """Makes workers with a stand-in for LPIPS and faulty networks, that take `seconds` longer for each evaluation.
 
-    `harsh`: with little patience and memory for networks of a stranger's code.
+    `harsh`: with little patience and memory for networks of a stranger's code. `cache`: other values
+    of the cache's constants.
     """
 
     make: MakeWorker
@@ -88,6 +90,7 @@ class ToyMake:
     log: Path | None = None
     meet: Path | None = None
     harsh: bool = False
+    cache: Mapping[str, float] = field(default_factory=dict)
 
     def __call__(self, device: torch.device, *, share: float) -> Worker:
         metrics.lpips_net = FakeLpips  # type: ignore[assignment, attr-defined]
@@ -96,6 +99,8 @@ class ToyMake:
             isolated.ANSWER_SECONDS = PATIENCE
             worker.free_bytes = lambda device: SCARCE  # type: ignore[attr-defined]
         made = self.make(device, share=share)
+        for name, value in self.cache.items():
+            setattr(cache, name, value)
         if self.meet:
             return _Meeting(made, self.meet)  # type: ignore[return-value]
         return _Slow(made, self.seconds, self.log) if self.seconds else made  # type: ignore[return-value]
@@ -150,13 +155,15 @@ class ToyExecutor:
     watch: Callable[[Record], None] = field(default=lambda _: None)
     meet: Path | None = None
     harsh: bool = False
+    cache: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
         return self.inner.device
 
     def run(self, make: MakeWorker, cells: Sequence[Cell]) -> Generator[Record, None, None]:
-        with closing(self.inner.run(ToyMake(make, self.seconds, self.log, self.meet, self.harsh), cells)) as records:
+        toys = ToyMake(make, self.seconds, self.log, self.meet, self.harsh, self.cache)
+        with closing(self.inner.run(toys, cells)) as records:
             for record in records:
                 self.watch(record)
                 yield record
@@ -214,6 +221,13 @@ def compare(bench: ToyBench, out: str, note: Note = lambda *_: None) -> None:
     note("doubled", doubled)
     assert (lost, doubled) == (0, 0)
     pd.testing.assert_frame_equal(whole, found)
+
+
+def command_line(seconds: float) -> None:
+    """`benchsr`, whose workers take `seconds` longer for each evaluation, and any time to start."""
+    executors.START_SECONDS = 1800
+    options.load_executor = lambda *given: ToyExecutor(load_executor(*given), seconds)  # type: ignore[attr-defined]
+    main()
 
 
 if __name__ == "__main__":

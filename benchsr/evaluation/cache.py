@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import fsspec
 import torch
+from fsspec.exceptions import FSTimeoutError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -30,8 +32,16 @@ _ENTRY = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}\.safetensors")
 _HALF = re.compile(r"([0-9a-f]{2})/\.\1[0-9a-f]{62}\.safetensors\.\w{8}\.tmp")
 """Names that `AttackCache.put` gives, relative to the cache: of entries, and of those that are being written."""
 
+What = Literal["read", "written"]
+
+ONCE = "once"
+"""Attribute of a log record: of those that bear the same, a run says one, whichever worker it comes from."""
+
 PAUSE_SECONDS = 60
 """How long a store that fails is left alone: it may be away for seconds or days, and each try can take many seconds."""
+
+ANSWER_SECONDS = 60
+"""How long a store may take over one entry. Clients' own limits, times their retries, come to many minutes."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +67,19 @@ class AttackCache:
 
     `folder` is a folder, or an address that fsspec knows ("s3://bucket/attacked", "memory://"). An entry appears whole
     or not at all, and equal keys mean equal content, so any number of runs may share one cache without locks. Where it
-    fails, it says so once and is left alone for PAUSE_SECONDS: no result needs it. Raises InputError for an address of
-    a kind that fsspec does not know.
+    fails or forbids, it says so once and is left alone for PAUSE_SECONDS: no result needs it. Raises InputError for an
+    address of a kind that fsspec does not know.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = str(folder)
         try:
-            self._files, self.root_card = fsspec.url_to_fs(self.folder)
+            self._open()
         except (ValueError, ImportError) as error:
             raise InputError(f"cache {self.folder}: {error}; give a folder, or an address that fsspec knows") from None
-        self._paused: dict[Literal["read", "written"], float] = {}
+        self._paused: dict[What, float] = {}
+        self._told: set[bool] = set()
+        self._renewed = -math.inf
 
     def path(self, key: str) -> str:
         """Where the entry of `key` is kept."""
@@ -84,11 +96,8 @@ class AttackCache:
             pass
         except ValueError as error:
             log.warning("cache entry %s is damaged (%s); it is computed again", path, error)
-        except PermissionError as error:  # may be of this entry alone
-            log.warning("cache entry %s cannot be read (%s); it is computed again", path, _said(error))
-            return None
         except Exception as error:  # each store has errors of its own
-            self._pause("read", error)
+            self._fail("read", error)
             return None
         self._paused.pop("read", None)
         return found
@@ -105,9 +114,9 @@ class AttackCache:
             if "file" in self._files.protocol:
                 write_atomic(path, content)
             else:  # object stores show an object once it is whole
-                self._files.pipe_file(path, content)
+                self._files.pipe_file(path, content, **self._patience)
         except Exception as error:  # each store has errors of its own
-            self._pause("written", error)
+            self._fail("written", error)
         else:
             self._paused.pop("written", None)
 
@@ -154,16 +163,32 @@ class AttackCache:
                 gone.append(entry)
         return gone
 
-    def _pausing(self, what: Literal["read", "written"]) -> bool:
+    def _open(self) -> None:
+        """Take a client of our own: it reads credentials anew, and remembers no listings."""
+        self._files, self.root_card = fsspec.url_to_fs(self.folder, skip_instance_cache=True)
+
+    @property
+    def _patience(self) -> dict[str, float]:
+        return {"timeout": ANSWER_SECONDS} if self._files.async_impl else {}
+
+    def _pausing(self, what: What) -> bool:
         return time.monotonic() < self._paused.get(what, 0)
 
-    def _pause(self, what: Literal["read", "written"], error: Exception) -> None:
-        if what not in self._paused:
+    def _fail(self, what: What, error: Exception) -> None:
+        forbidden, now = isinstance(error, PermissionError), time.monotonic()
+        if forbidden not in self._told:
+            self._told.add(forbidden)
             log.warning(
-                "the cache %s cannot be %s (%s); going on without it, and trying again every %d s",
+                "the cache %s cannot be %s (%s); going on without it: attacks are computed, and it is tried again "
+                "every %d s",
                 *(self.folder, what, _said(error), PAUSE_SECONDS),
+                extra={ONCE: f"{self.folder} {forbidden}"},
             )
-        self._paused[what] = time.monotonic() + PAUSE_SECONDS
+        if not (forbidden and what == "read"):  # which may be of this entry alone
+            self._paused[what] = now + PAUSE_SECONDS
+        if now > self._renewed + PAUSE_SECONDS:  # a client takes seconds to make
+            self._renewed = now
+            self._open()  # its credentials may have been renewed
 
     def _ours(self) -> Iterator[Entry]:
         """Files that bear the name of an entry or of one half written, in its place."""
@@ -202,7 +227,8 @@ class AttackCache:
 
     def _read(self, path: str) -> tuple[Tensor, AttackReport]:
         """One entry. Raises ValueError saying what is wrong with it, or OSError."""
-        content = self._files.cat_file(path)
+        # from its start, since s3fs first asks for the size of a whole file, and is not told why that is refused
+        content = self._files.cat_file(path, start=0, **self._patience)
         try:
             header = content[8 : 8 + int.from_bytes(content[:8], "little")]
             meta = json.loads(header)["__metadata__"]
@@ -216,6 +242,8 @@ class AttackCache:
 
 
 def _said(error: Exception) -> str:
+    if isinstance(error, FSTimeoutError):  # which says nothing
+        return f"no answer within {ANSWER_SECONDS} s"
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 

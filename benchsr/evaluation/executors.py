@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -18,16 +19,19 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from logging.handlers import QueueHandler
 from math import ceil
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol
+from queue import SimpleQueue
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from benchsr.base.errors import BenchsrError, InputError, ModelError
 from benchsr.base.inference import one_thread, pick_device
 from benchsr.base.registry import Registry
+from benchsr.evaluation.cache import ONCE
 from benchsr.evaluation.memory import own_groups
 from benchsr.evaluation.plan import Cell
 from benchsr.evaluation.worker import Worker, failed, reason
@@ -48,6 +52,10 @@ ATTEMPTS = 3
 
 START_SECONDS = 300
 """How long a worker may take to start: it imports torch, and a cluster may first look for a machine."""
+
+
+HEAD_SECONDS = 20
+"""How long the head of a Ray cluster may be away: it may be started again, and Ray itself gives up after a minute."""
 
 
 class Executor(Protocol):
@@ -82,23 +90,45 @@ class WorkerLostError(BenchsrError):
     """A worker that ended before it answered: killed, out of memory, or its machine went away."""
 
 
+class Reply(NamedTuple):
+    """The records of a cell, and what was logged meanwhile."""
+
+    records: list[Record]
+    logged: list[logging.LogRecord]
+
+
 class Remote(ABC):
     """A worker outside of this process that handles one cell at a time."""
 
     pending: Any
-    """What to wait for: the answer under way. A new worker's first answer, no records, says that it is ready."""
+    """What to wait for: the answer under way. A new worker's first answer, without records, says that it is ready."""
 
     @abstractmethod
     def send(self, cell: Cell) -> None:
         """Start on a cell."""
 
     @abstractmethod
-    def answer(self) -> list[Record]:
+    def answer(self) -> Reply:
         """The answer that was waited for. Raises WorkerLostError."""
 
     @abstractmethod
     def stop(self) -> None:
         """End the worker at once, whatever it is doing."""
+
+
+class _Served:
+    """A worker in a process of its own, and what it logs: nobody reads that process's output."""
+
+    def __init__(self, make: MakeWorker, device: torch.device, share: float) -> None:
+        torch.set_num_threads(1)
+        self._logged: SimpleQueue[logging.LogRecord] = SimpleQueue()
+        logging.getLogger("benchsr").addHandler(QueueHandler(self._logged))
+        self._worker = make(device, share=share)
+
+    def run(self, cell: Cell | None = None) -> Reply:
+        """The records of one cell; of none, once the worker is there."""
+        records = list(self._worker.run(cell)) if cell else []
+        return Reply(records, [self._logged.get() for _ in range(self._logged.qsize())])
 
 
 @dataclass
@@ -111,8 +141,8 @@ class _Job:
     attempt: int = 1
     deadline: float = float("inf")
 
-    def answer(self, ready: bool, timeout: float | None) -> list[Record]:
-        """The records of the cell. Raises ModelError where it took too long, and WorkerLostError."""
+    def answer(self, ready: bool, timeout: float | None) -> Reply:
+        """What came of the cell. Raises ModelError where it took too long, and WorkerLostError."""
         if ready:
             return self.remote.answer()
         if self.cell:
@@ -147,7 +177,7 @@ class Remotes(ABC):
         return 1 / workers
 
     def run(self, make: MakeWorker, cells: Sequence[Cell]) -> Generator[Record, None, None]:
-        """Yield the records of each cell as it is done. Raises WorkerLostError where no worker can be started."""
+        """Yield the records of each cell as it is done. Raises WorkerLostError where no worker can be had any more."""
 
         def started(number: int, attempt: int = 1) -> _Job:
             remote = self.start(make, number, self.share(workers))
@@ -156,6 +186,7 @@ class Remotes(ABC):
         workers = min(self.workers, len(cells))
         todo = deque((cell, 1) for cell in cells)
         idle: list[_Job] = []
+        told: set[str] = set()
         busy = [started(number) for number in range(workers)]
         try:
             while todo or any(job.cell for job in busy):
@@ -171,7 +202,8 @@ class Remotes(ABC):
                     busy.remove(job)
                     records: list[Record] = []
                     try:
-                        records = job.answer(job.remote.pending in ready, self.timeout)
+                        records, logged = job.answer(job.remote.pending in ready, self.timeout)
+                        _tell(logged, told)
                         idle.append(_Job(job.number, job.remote))
                     except BenchsrError as error:
                         job.remote.stop()
@@ -208,22 +240,31 @@ class _Process(Remote):
         with suppress(OSError):
             self.pending.send(cell)
 
-    def answer(self) -> list[Record]:
-        """The records of the cell. Raises WorkerLostError."""
+    def answer(self) -> Reply:
+        """What came of the cell. Raises WorkerLostError."""
         try:
-            records: list[Record] = self.pending.recv()
+            found: Reply = self.pending.recv()
         except (EOFError, OSError, pickle.UnpicklingError):
             self._process.join(10)
             code = self._process.exitcode or 0
             how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             raise WorkerLostError(f"the worker process died ({how}); was there enough memory?") from None
-        return records
+        return found
 
     def stop(self) -> None:
         """Kill the process."""
         self._process.kill()
         self._process.join()
         self.pending.close()
+
+
+def _tell(logged: Sequence[logging.LogRecord], told: set[str]) -> None:
+    """Log here what workers have logged, but for what is in `told`, to which it is added."""
+    for line in logged:
+        what = getattr(line, ONCE, line.getMessage())
+        if what not in told:
+            told.add(what)
+            logging.getLogger(line.name).handle(line)
 
 
 @contextmanager
@@ -242,12 +283,11 @@ def _uninterrupted() -> Iterator[None]:
 def _serve(pipe: Connection, make: MakeWorker, device: torch.device, share: float) -> None:
     """A worker process: answer cells until the run is over, or gone."""
     follow_parent()
-    torch.set_num_threads(1)
-    worker = make(device, share=share)
+    worker = _Served(make, device, share)
     with suppress(EOFError, OSError):
-        pipe.send([])
+        pipe.send(worker.run())
         while True:
-            pipe.send(list(worker.run(pipe.recv())))
+            pipe.send(worker.run(pipe.recv()))
 
 
 def follow_parent() -> None:
@@ -297,46 +337,78 @@ class _Actor(Remote):
         self._ray: Any = ray
         unit = self._ray.remote(**{"num_gpus" if device.type == "cuda" else "num_cpus": 1})
         self._actor = unit(_RayWorker).remote(make, device, share, str(Path.cwd()))
-        self.pending = self._actor.ready.remote()
+        self.pending = self._actor.run.remote()
 
     def send(self, cell: Cell) -> None:
         """Start on a cell."""
         self.pending = self._actor.run.remote(cell)
 
-    def answer(self) -> list[Record]:
-        """The records of the cell. Raises WorkerLostError."""
+    def answer(self) -> Reply:
+        """What came of the cell. Raises WorkerLostError."""
         try:
-            records: list[Record] = self._ray.get(self.pending)
+            with _unwrapped():
+                found: Reply = self._ray.get(self.pending)
         except self._ray.exceptions.RayError as error:
             raise WorkerLostError(f"the Ray worker was lost ({type(error).__name__}: {str(error)[:300]})") from None
-        return records
+        return found
 
     def stop(self) -> None:
         """Kill the actor."""
         self._ray.kill(self._actor)
 
 
-class _RayWorker:
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """What the handler of a signal raises while Ray waits comes as a SystemError's cause."""
+    try:
+        yield
+    except SystemError as error:
+        raise (error.__cause__ or error) from None
+
+
+class _RayWorker(_Served):
     """What runs inside of a Ray actor: one Worker, and so one load of each network's weights."""
 
     def __init__(self, make: MakeWorker, device: torch.device, share: float, folder: str) -> None:
         with suppress(OSError):  # relative paths mean what they mean to the run, where its folder is shared
             os.chdir(folder)
-        torch.set_num_threads(1)
-        self.worker = make(device, share=share)
+        super().__init__(make, device, share)
 
-    def ready(self) -> list[Record]:
-        """Nothing, once the worker is there."""
-        return []
 
-    def run(self, cell: Cell) -> list[Record]:
-        """The records of one cell."""
-        return list(self.worker.run(cell))
+@dataclass
+class _Head:
+    """The head of a Ray cluster. A minute after it is gone, Ray ends this process as if rows had failed."""
+
+    address: str
+    _asked: float = 0.0
+    _away: float | None = None
+
+    def require(self) -> None:
+        """Raise WorkerLostError where it has not answered for HEAD_SECONDS."""
+        now = time.monotonic()
+        if now < self._asked + 1:
+            return
+        self._asked = now
+        host, _, port = self.address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+            self._away = None
+        except OSError as error:
+            self._away = self._away or now
+            if now > self._away + HEAD_SECONDS:
+                raise WorkerLostError(
+                    f"the Ray cluster at {self.address} is gone: its head has not answered for {HEAD_SECONDS} s "
+                    f"({error.strerror or error}); what was computed is kept: start a cluster (ray start --head) and "
+                    "give the same command again, with its --ray-address"
+                ) from None
 
 
 @dataclass(frozen=True)
 class RayCluster(Remotes):
     """Ray actors, each on one GPU (or one CPU core of a cluster without), of a cluster or of this machine."""
+
+    head: _Head | None = None
+    """What is watched, where it can be reached."""
 
     def start(self, make: MakeWorker, number: int, share: float) -> Remote:
         """Start an actor, wherever the cluster has room."""
@@ -347,10 +419,13 @@ class RayCluster(Remotes):
         return 1.0 if self.device.type == "cuda" else 1 / workers
 
     def wait(self, pending: list[Any], seconds: float) -> list[Any]:
-        """The first answer that has come, or never will."""
+        """The first answer that has come, or never will. Raises WorkerLostError where the cluster is gone."""
         import ray
 
-        return list(ray.wait(pending, timeout=seconds)[0])
+        if self.head:
+            self.head.require()
+        with _unwrapped():
+            return list(ray.wait(pending, timeout=seconds)[0])
 
 
 def usable_cores(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
@@ -383,13 +458,27 @@ def _ray(device: str, workers: int | None, timeout: float | None, address: str |
         raise InputError('--executor ray needs Ray: pip install "benchsr[ray]"') from None
     if not ray.is_initialized():
         try:
-            ray.init(address=address, log_to_driver=False, include_dashboard=None if address else False)
+            with _own_sigterm():
+                ray.init(address=address, log_to_driver=False, include_dashboard=None if address else False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"--ray-address {address}: no Ray cluster answers there ({error})") from None
     cluster: Any = ray  # untyped, where Ray is installed at all
     resources: dict[str, float] = cluster.cluster_resources()
     chosen = pick_device(device, has_cuda=resources.get("GPU", 0) >= 1)
-    return RayCluster(chosen, workers or int(resources["GPU" if chosen.type == "cuda" else "CPU"]), timeout)
+    workers = workers or int(resources["GPU" if chosen.type == "cuda" else "CPU"])
+    remote = cluster.util.client.ray.is_connected()  # by ray://, from where the head itself may be out of reach
+    return RayCluster(chosen, workers, timeout, None if remote else _Head(cluster.get_runtime_context().gcs_address))
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray would put its handler of SIGTERM in the place of the run's, which says how to go on."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 EXECUTORS: Registry[Callable[[str, int | None, float | None, str | None], Executor]] = Registry(

@@ -20,7 +20,7 @@ import jinja2
 import pandas as pd
 import torch
 
-from benchsr.evaluation.executors import MakeWorker, Remote, Remotes, WorkerLostError
+from benchsr.evaluation.executors import MakeWorker, Remote, Remotes, Reply, WorkerLostError
 from benchsr.results.records import Record
 
 MODELS, IMAGES, THREATS = 100, 100, 40
@@ -66,11 +66,11 @@ class SimulatedWorker(Remote):
         lost = self._draws.random() < LOSS
         self.pending = Answer(self._clock.now + cell.seconds, cell.records, lost)
 
-    def answer(self) -> list[Record]:
+    def answer(self) -> Reply:
         """The records of the cell. Raises WorkerLostError."""
         if self.pending.lost:
             raise WorkerLostError("simulated")
-        return self.pending.records
+        return Reply(self.pending.records, [])
 
     def stop(self) -> None:
         """Nothing is left behind."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
+import os
 import re
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,11 +22,13 @@ from benchsr.base.errors import InputError, UnknownIdError
 from benchsr.base.registry import Registry
 from benchsr.data.datasets import Dataset
 from benchsr.evaluation import executors
+from benchsr.evaluation.cache import ONCE
 from benchsr.evaluation.executors import (
     Executor,
     InProcess,
     Processes,
     WorkerLostError,
+    _Head,
     load_executor,
     usable_cores,
 )
@@ -102,6 +107,39 @@ class Telling:
     def run(self, cell: Cell) -> Iterator[Record]:
         for record in cell.records:
             yield replace(record, reason=f"{torch.get_num_threads()} {self.share:g}")
+
+
+class Warns:
+    """Computes nothing, and warns of what every worker meets, and of its cell."""
+
+    def __init__(self, device: torch.device, *, share: float) -> None:
+        pass
+
+    def run(self, cell: Cell) -> Iterator[Record]:
+        log = logging.getLogger("benchsr.store")
+        log.warning("no store, says %s", os.getpid(), extra={ONCE: "store"})
+        for record in cell.records:
+            log.warning("%s is damaged", record.image)
+            yield record
+
+
+def test_what_workers_log_is_logged_by_the_run_and_once(caplog: pytest.LogCaptureFixture) -> None:
+    assert len(list(Processes(CPU, 2).run(Warns, some_cells(4)))) == 4  # type: ignore[arg-type]
+    said = [record.getMessage().partition(",")[0] for record in caplog.records]
+    assert sorted(said) == [*(f"i{i} is damaged" for i in range(4)), "no store"]
+
+
+def test_a_cluster_whose_head_is_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "HEAD_SECONDS", 0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        head = _Head(f"127.0.0.1:{server.getsockname()[1]}")
+        head.require()
+    head.require()  # asked for a second ago or less
+    head._asked = 0
+    head.require()  # it may come back
+    head._asked = 0
+    with pytest.raises(WorkerLostError, match=r"cluster at 127\.0\.0\.1:\d+ is gone.*what was computed is kept"):
+        head.require()
 
 
 def asleep(device: torch.device, *, share: float) -> Worker:
