@@ -9,6 +9,7 @@ from collections.abc import Callable, Set
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,13 +66,19 @@ KEPT = 200_000_000
 """Bytes of drawn figures that the cache keeps."""
 
 
+LIBRARIES = ("jinja2", "matplotlib", "numpy", "pandas", "scipy")
+"""What figures, tables and reports are made with."""
+
+
 @cache
-def _sources() -> str:
-    """A hash of all of the package's code: whatever changes in it may change a figure."""
-    package = Path(__file__).parents[1]
-    hasher = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        hasher.update(path.read_bytes())
+def _made_with() -> str:
+    """A hash of all of the package's code, templates and tables, and of versions: whatever changes in it may change
+    a figure.
+    """
+    hasher = hashlib.sha256(" ".join(f"{name} {version(name)}" for name in LIBRARIES).encode())
+    for path in sorted(Path(__file__).parents[1].rglob("*.*")):
+        if path.suffix in (".py", ".j2", ".toml"):
+            hasher.update(path.read_bytes())
     return hasher.hexdigest()
 
 
@@ -114,9 +121,7 @@ def _remembered(function: Callable[..., bytes], aside: str) -> tuple[Any, Any]:
 
 
 def _key(values: tuple[object, ...]) -> str:
-    import matplotlib as mpl
-
-    return f"{_hash(values)} {_sources()} {mpl.__version__}"
+    return f"{_hash(values)} {_made_with()}"
 
 
 def drawn_once(plot: Callable[..., Figure | None], *inputs: object, kind: str = "png") -> bytes:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from benchsr.base.errors import InputError, ModelError
+from benchsr.base.heap import HEAP
 
 
 @contextlib.contextmanager
@@ -186,7 +187,9 @@ class _SignOnly(torch.autograd.Function):
         if act.inplace:
             ctx.mark_dirty(x)
         out = F.relu(x, act.inplace) if isinstance(act, nn.ReLU) else F.leaky_relu(x, act.negative_slope, act.inplace)
-        ctx.save_for_backward(out.sign().to(torch.int8))  # `out > 0` takes twice as long, and so does its way back
+        sign = out.sign().to(torch.int8)  # `out > 0` takes twice as long, and so does its way back
+        ctx.save_for_backward(sign)
+        HEAP.keep(sign)
         ctx.act = act
         return out
 

@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Set
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -64,6 +65,10 @@ J = TypeVar("J")
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The table in `path`. Raises CardError, naming the file, where it cannot be read, is too large or no TOML."""
+    return _table(_bytes(path), path)
+
+
+def _bytes(path: Path) -> bytes:
     try:
         require_ordinary(path)
         with path.open("rb") as file:
@@ -74,6 +79,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise CardError(f"{path}: cannot be read ({error.strerror})") from error
     if len(text) > MAX_CARD_BYTES:
         raise CardError(f"{path}: a card or protocol may have {MAX_CARD_BYTES} bytes at most")
+    return text
+
+
+def _table(text: bytes, path: Path) -> dict[str, Any]:
     try:
         whole = text.decode()
         if _DEEP.search(whole):
@@ -106,10 +115,17 @@ def read_json(path: Path, kind: type[J], fix: str) -> J:
 
 def read_card(schema: type[C], path: Path) -> C:
     """The card in `path`. Raises CardError, naming file and field, where it does not follow the schema."""
-    card = parse(schema, read_toml(path), str(path))
+    card: C = _card(schema, path, path.absolute().parent, _bytes(path))
+    return card
+
+
+@lru_cache(maxsize=256)
+def _card(schema: type[C], path: Path, folder: Path, text: bytes) -> C:
+    """The card in `path`, which holds `text`: other cards that rest on it read it again and again."""
+    card = parse(schema, _table(text, path), str(path))
     if card.id != path.stem:
         raise CardError(f"{path}: id: {card.id!r} must be the file's name without .toml, {path.stem!r}")
-    card._folder, card._name = path.absolute().parent, path.name
+    card._folder, card._name = folder, path.name
     return card
 
 

@@ -102,7 +102,7 @@ def run(
 
 def _tell(outcome: Outcome) -> None:
     """What a run came to: tables, what is missing, what failed, and where it all stands."""
-    from benchsr.leaderboard import read_leaderboard, summary
+    from benchsr.leaderboard import summary
     from benchsr.results.records import Status
     from benchsr.results.transfers import TRANSFER
 
@@ -111,6 +111,8 @@ def _tell(outcome: Outcome) -> None:
     if any(record.status is Status.UNAVAILABLE for record in outcome.planned):
         out.print(f"What is missing, and why: {outcome.folder / 'report.md'}")
     if outcome.transferred:
+        from benchsr.leaderboard import read_leaderboard
+
         board = read_leaderboard(outcome.folder, outcome.cards)
         for matrix in (matrix for found in board.transfers.values() for matrix in found):
             out.print(*matrix.sentences(board.protocol.metrics), sep="\n", markup=False, highlight=False)

@@ -7,8 +7,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -31,6 +31,9 @@ from benchsr.models.live import Model, require_picklable, select
 from benchsr.models.zoo import availability, defended, defended_cards, zoo, zoo_at
 from benchsr.results.records import Record, Status, flat
 from benchsr.results.transfers import TRANSFER
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,10 @@ def evaluate(
     ledger = Ledger(Path(options.out) / chosen.board, chosen, made_in)
     known = ledger.open()
     found = {**zoo(), **zoo_at(chosen.scale), **defended_cards(dict.fromkeys(r.model for r in known))}
-    others = [found[m] for m in {r.model for r in known} - {card.id for card in cards} if m in found]
-    told = rows + resolve(card for card in others if availability(card)[0])
-    ledger.retire(keys_today(chosen, told, data, planned))
+    if {(identity(r), r.key) for r in known} - {(identity(r), r.key) for r in planned}:  # else all of it is today's
+        others = [found[m] for m in {r.model for r in known} - {card.id for card in cards} if m in found]
+        told = rows + resolve(card for card in others if availability(card)[0])
+        ledger.retire(keys_today(chosen, told, data, planned))
     done = {record.key: record for record in known if record.status is Status.OK}
     fresh = {r.key: r for cell in cells for r in cell.records if r.key not in done}
     said = f"{len(rows)} models x {len(threat_ids)} threats; {_counts(planned, fresh, done)}"
@@ -167,9 +171,10 @@ def _compute(
     )
     size = options.batch_size if executor.device.type == "cuda" else 1  # the CPU gains nothing from more images at once
     # Rows that come to the same figure, such as a smoothed model where its sigma is 0, share a key.
+    open_cells = [cell for cell in cells if any(fresh.get(r.key) is r for r in cell.records)]
     todo = [
         shard
-        for cell in slowest_first(cells, ledger.protocol)
+        for cell in slowest_first(open_cells, ledger.protocol)
         for shard in cell.shards((r for r in cell.records if fresh.get(r.key) is r), size)
     ]
     with _progress(console) as progress, closing(executor.run(make, todo)) as answers:
@@ -222,6 +227,8 @@ def run(
     show progress on; `transfer`: score the attacks on each model on all of them too, into <protocol>/transfer/.
     Raises BenchsrError for unusable arguments; what goes wrong with one evaluation becomes the reason of its line.
     """
+    import pandas as pd
+
     given = {name: value for name, value in locals().items() if name in RunOptions.__dataclass_fields__}
     outcome = evaluate(models, threats, protocol, RunOptions(**given))
     return pd.DataFrame([flat(record) for record in outcome.planned])

@@ -20,9 +20,8 @@ MOST = 0.8
 HEADROOM = 1.5
 """Peak bytes of an attack step over the bytes kept for backward: docs/performance.md has what was measured.
 
-With glibc's defaults a process may grow by several times what is kept where buffers are small (301 MB of an RRDB-23 at
-48 x 48): torch aligns them by posix_memalign, whose remainders are given to small objects that live as long as the
-graph, and between these a freed buffer has no room for another of its size. Buffers above 32 MB go back at once.
+With glibc's defaults a process may grow beyond that where buffers are small, by about `benchsr.base.heap.SLACK`.
+Buffers above 32 MB go back at once.
 """
 
 PROBE_SIDE = 48

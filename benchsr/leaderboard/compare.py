@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from scipy.special import nctdtrinc
 from scipy.stats import t
 
@@ -18,6 +18,9 @@ from benchsr.leaderboard.scores import Estimate, Floats, interval, resampled_mea
 from benchsr.metrics.quality import METRICS
 from benchsr.results.records import Record, Status, metrics_of
 from benchsr.threats.table import THREATS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LEVEL = 0.05
 """Chance of any false finding within a family of tests."""
@@ -194,6 +197,8 @@ def frame(differences: Mapping[str, Sequence[Difference]]) -> pd.DataFrame:
     """A row for each difference: model (the mapping's key), threat, metric, n, a, b, difference with its 95% interval
     (low, high), spread, p, p_holm, better, detectable and reason.
     """
+    import pandas as pd
+
     lines = []
     for model, found in differences.items():
         for d in found:

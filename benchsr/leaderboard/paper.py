@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy.stats import kendalltau
 
 from benchsr.leaderboard.scores import NOT_RUN, SCORED, SIGN, Cell, Estimate, Grid, average, subtract
-from benchsr.leaderboard.tables import AVERAGE, COMPACT, LAYOUTS, REPRODUCED, CardInfo
+from benchsr.leaderboard.tables import AVERAGE, COMPACT, LAYOUTS, REPRODUCED, CardInfo, paper_folder
 from benchsr.metrics.quality import METRICS
 
 PAPER_DATASETS = ("div2k-valid", "ntire-track1-valid", "aim-valid")
@@ -67,13 +66,6 @@ def scale_of(family: str, grid: Grid, cards: Mapping[str, CardInfo]) -> Scale:
         if row and card.family == family and card.id in scored and own.model(row) not in scored:
             stands.setdefault(row, card.id)
     return replace(own, reproduced=stands)
-
-
-def paper_folder() -> Path:
-    """The folder of printed tables and claims: inside an installed package, else in the repository."""
-    package = Path(__file__).parents[1]
-    installed = package / "paper"
-    return installed if installed.is_dir() else package.parent / "leaderboards" / "paper"
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The whole leaderboard as one value, and its files: CSV, Markdown, PNG and report.md."""
+"""The whole leaderboard as one value, and what its files hold: CSV, Markdown, PNG and report.md."""
 
 from __future__ import annotations
 
@@ -11,17 +11,11 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from rich.box import SIMPLE_HEAD
-from rich.console import RenderableType
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from benchsr.base.drawing import drawn, drawn_once
 from benchsr.base.errors import InputError, UnknownIdError
-from benchsr.base.files import sweep, write_changed
 from benchsr.base.pairs import USUAL
 from benchsr.base.schema import read_json
 from benchsr.base.text import markdown_table, templates
@@ -30,6 +24,7 @@ from benchsr.leaderboard.certified import Certificates, plot_sandwich, table4
 from benchsr.leaderboard.contrasts import Contrast, Help, contrasts, helps
 from benchsr.leaderboard.corruption import ERRORS, Profile, profiles
 from benchsr.leaderboard.defended import Defended, defended
+from benchsr.leaderboard.files import transferred
 from benchsr.leaderboard.flags import FLAGS, flags
 from benchsr.leaderboard.headline import Headline, make_headline
 from benchsr.leaderboard.optimality import optimality
@@ -46,7 +41,7 @@ from benchsr.leaderboard.paper import (
     scale_of,
 )
 from benchsr.leaderboard.plots import PLOTS, SENSITIVITY_PLOTS, all_plots, plot_transfer
-from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, RESAMPLES, Cell, Estimate, Grid, brief, make_grid, subtract
+from benchsr.leaderboard.scores import CONFIDENCE, NOT_RUN, RESAMPLES, Estimate, Grid, brief, make_grid, subtract
 from benchsr.leaderboard.sensitivity import (
     DROP,
     LARGEST,
@@ -82,21 +77,12 @@ from benchsr.leaderboard.tables import (
 from benchsr.leaderboard.transfer import Matrix, matrices, transfer_frame
 from benchsr.metrics.quality import METRICS
 from benchsr.models.zoo import defended_cards
-from benchsr.results.records import Record, Status, flat, metrics_of, read_results
+from benchsr.results.records import Record, Status, flat, read_results
 from benchsr.results.singles import read_singles
 from benchsr.results.transfers import TRANSFER
 from benchsr.threats.table import GROUPS, THREATS
 
 log = logging.getLogger(__name__)
-
-SUMMARIES = (
-    ("table1", "table2", "table3", "standins"),
-    ("adaptive", "curves", "ensemble", "variants", "partial", "packages"),
-)
-"""Tables that share those on the terminal."""
-
-GAP, FIGURE = 2, 6
-"""Characters between the terminal's columns, and of a figure there at the least."""
 
 CHANGES = (("noise", "clean"), ("pgd", "clean"), ("pgd", "noise"))
 """Pairs of threats whose paired difference the report gives for each model."""
@@ -314,53 +300,33 @@ class Leaderboard:
         return {name: [t for t in self.protocol.threats if (name, t) in pairs] for name in names}
 
 
-def write_leaderboard(
-    folder: Path,
-    records: Sequence[Record],
-    *,
-    protocol: LeaderboardInfo,
-    cards: Mapping[str, CardInfo],
-    missing: bool = False,
-) -> None:
-    """Write everything that is derived from `records` into `folder`, each file atomically.
-
-    table1, table2, table3, standins (.csv, .md, .png), the same for the compact family with "-compact", plots of whole
-    families, paper-comparison.csv, claims.csv, report.md and leaderboard.json (`protocol`); transfer.csv and its plots
-    of the transferred attacks that lie there, plots of what sensitivity.csv holds. Files of tables that have
-    no rows any more are removed. Rows and columns without figures stand in the .csv alone, unless `missing`. Raises
-    InputError for a folder that cannot be written.
-    """
-    ordered = sorted(records, key=lambda r: (r.model, r.threat, r.image))
-    board = Leaderboard(protocol, cards_at(protocol.scale, cards), ordered, missing, *_beside(folder))
+def board_files(board: Leaderboard) -> dict[str, str | bytes | None]:
+    """The files of a leaderboard's folder by name; None: one that boards may have and this one has not."""
     files: dict[str, str | bytes] = {}
     for name, table in board.tables.items():
         files[f"{name}.csv"] = _csv(frame(table))
-        files[f"{name}.md"] = table_page(table, protocol, missing)
-    figures = {f"{name}.png": content for name, content in all_plots(board.tables, board.grid, protocol, cards)}
-    figures |= {f"{name}.png": content for name, content in further_plots(board)}
+        files[f"{name}.md"] = table_page(table, board.protocol, board.missing)
+    plots = [*all_plots(board.tables, board.grid, board.protocol, board.cards), *further_plots(board)]
+    figures = {f"{name}.png": content for name, content in plots}
     files |= figures
     for family, found in board.transfers.items():
         if found:
             name = f"{TRANSFER}{FAMILIES[family][0]}.csv"
-            files[name] = _csv(transfer_frame(found, protocol.metrics))
+            files[name] = _csv(transfer_frame(found, board.protocol.metrics))
     if board.certificates.by_model:
         files["certificates.csv"] = _csv(board.certificates.frame)
     files["paper-comparison.csv"] = _csv(board.beside_paper)
     files["claims.csv"] = _csv(claims_frame(board.judgements))
     files["report.md"] = report(board, sorted(figures))
-    files["leaderboard.json"] = json.dumps(asdict(protocol), indent=2) + "\n"
+    files["leaderboard.json"] = json.dumps(asdict(board.protocol), indent=2) + "\n"
     ends = [f"{end}{suffix}" for end in ("", MORE) for suffix, _ in FAMILIES.values()]
     stems = [
         f"{stem}{end}"
         for stem in (*LAYOUTS, *PLOTS, "sandwich", "certificates", TRANSFER, *SENSITIVITY_PLOTS)
         for end in ends
     ]
-    made = {f"{stem}.{kind}" for stem in stems for kind in ("csv", "md", "png")} - {f"{SENSITIVITY}.csv"}
-    for stale in made - set(files):
-        (folder / stale).unlink(missing_ok=True)
-    sweep(folder, made | set(files))
-    for name, content in files.items():
-        write_changed(folder / name, content)
+    possible = {f"{stem}.{kind}" for stem in stems for kind in ("csv", "md", "png")} - {f"{SENSITIVITY}.csv"}
+    return dict.fromkeys(sorted(possible)) | files
 
 
 def further_plots(board: Leaderboard) -> Iterator[tuple[str, bytes]]:
@@ -378,15 +344,6 @@ def further_plots(board: Leaderboard) -> Iterator[tuple[str, bytes]]:
             for name, plot in SENSITIVITY_PLOTS.items():
                 if content := drawn_once(plot, family, moved, clean, board.protocol):
                     yield f"{name}{suffix}", content
-
-
-def _beside(folder: Path) -> tuple[list[Record], pd.DataFrame]:
-    """What lies with the board in `folder`: lines about transferred attacks, and sensitivity.csv."""
-    path = folder / TRANSFER / "results.csv"
-    records, problems = read_results(path) if path.exists() else ([], [])
-    for problem in problems:
-        log.warning("%s: %s", path, problem)
-    return records, read_sensitivity(folder)
 
 
 def read_leaderboard(folder: Path, cards: Mapping[str, CardInfo]) -> Leaderboard:
@@ -409,7 +366,8 @@ def read_leaderboard(folder: Path, cards: Mapping[str, CardInfo]) -> Leaderboard
     singles = read_singles(folder / "singles.csv")
     records = [replace(r, singles=singles.get(r.key)) for r in records]
     known = {**cards, **defended_cards(r.model for r in records)}
-    return Leaderboard(protocol, cards_at(protocol.scale, known), records, False, *_beside(folder))
+    beside = transferred(folder), read_sensitivity(folder)
+    return Leaderboard(protocol, cards_at(protocol.scale, known), records, False, *beside)
 
 
 def table_page(table: Table, protocol: LeaderboardInfo, missing: bool = False) -> str:
@@ -421,73 +379,6 @@ def table_page(table: Table, protocol: LeaderboardInfo, missing: bool = False) -
 def report(board: Leaderboard, plots: Sequence[str]) -> str:
     """report.md: settings, tables, plots (names of files beside it), comparison with the paper, and what is missing."""
     return _render("report.md.j2", board=board, protocol=board.protocol, plots=plots, printed=judge_printed())
-
-
-def summary(records: Sequence[Record], cards: Mapping[str, CardInfo], width: int = 80) -> Iterator[RenderableType]:
-    """The terminal's tables of `width` characters at most, and words about them: metrics below each other, means over
-    images, an asterisk where images are missing. Each family has its own, of as many threats as fit; ids stay whole.
-    """
-    scored = [r for r in records if r.status is Status.OK]
-    expected = {t: len({r.image for r in records if r.threat == t}) for t in dict.fromkeys(r.threat for r in scored)}
-    grid, named = make_grid(records, expected), dict.fromkeys(r.threat for r in records)
-    metrics = brief(metrics_of(scored))
-    figures = {pair: _brief(cell, metrics) for pair, cell in grid.items()}
-    for family, (_, name) in FAMILIES.items():
-        members = [card for card in family_cards(family, grid, cards) if any(model == card.id for model, _ in grid)]
-        shown = [card for card in members if any(grid[key].n for key in grid if key[0] == card.id)]
-        if shown:
-            titles = " above ".join(
-                METRICS[m].title + f" in {METRICS[m].unit}" * bool(METRICS[m].unit) for m in metrics
-            )
-            yield Text(f"{name[0].upper()}{name[1:]}: {titles}, image means")
-        for group in SUMMARIES:
-            threats = [t for layout in group for t in LAYOUTS[layout].among(expected).threats if t in expected]
-            rows = [card.id for card in shown if any(grid.get((card.id, t), NOT_RUN).n for t in threats)]
-            wide = {
-                t: max(len(t), FIGURE, *(len(line) for m in rows for line in figures.get((m, t), "").splitlines()))
-                for t in threats
-                if rows
-            }
-            for part in _fitting(wide, max(map(len, rows), default=0), width):
-                yield _brief_table(part, rows, figures)
-                yield Text()
-        asked = [
-            t for group in SUMMARIES for layout in group for t in LAYOUTS[layout].among(named).threats if t in named
-        ]
-        for line in blanks([(card, {t: grid.get((card.id, t), NOT_RUN) for t in asked}) for card in members]):
-            yield Text(f"{line}\n")
-
-
-def _fitting(threats: Mapping[str, int], label: int, width: int) -> Iterator[list[str]]:
-    """Cut `threats`, with the widths of their columns, into as few parts as fit into `width` beside a label of `label`
-    characters, one threat at the least.
-    """
-    part: list[str] = []
-    for threat in threats:
-        if part and label + sum(GAP + threats[t] for t in [*part, threat]) > width:
-            yield part
-            part = []
-        part.append(threat)
-    if part:
-        yield part
-
-
-def _brief_table(threats: Sequence[str], models: Sequence[str], figures: Mapping[tuple[str, str], str]) -> RichTable:
-    table = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("model", no_wrap=True)
-    for threat in threats:
-        table.add_column(threat, justify="right", no_wrap=True)
-    for model in models:
-        table.add_row(Text(model), *(figures.get((model, threat), "–") for threat in threats))
-    return table
-
-
-def _brief(cell: Cell, metrics: Sequence[str]) -> str:
-    """A cell's figures, one a line; the first is marked where images are missing."""
-    if not cell.n:
-        return "–"
-    first, *rest = ("–" if np.isnan(v := cell.value(m)) else METRICS[m].shown(v) for m in metrics)
-    return "\n".join([first + "*" * (not cell.ok), *rest])
 
 
 def _csv(data: pd.DataFrame) -> str:

@@ -7,11 +7,11 @@ import textwrap
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
-import pandas as pd
 from scipy.stats import rankdata
 
 from benchsr.base.pairs import USUAL, Scale
@@ -24,6 +24,9 @@ from benchsr.models.cards import PAPER_ROWS, CardDefence
 from benchsr.models.zoo import NO_WEIGHTS
 from benchsr.results.records import Record
 from benchsr.threats.table import ADAPTIVE, ENSEMBLE, SWEEP, THREATS, VARIANTS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 AVERAGE = "avg"
 """Column of a table's average over its threats."""
@@ -251,6 +254,13 @@ def cards_at(scale: Scale, cards: Mapping[str, CardInfo]) -> dict[str, CardInfo]
     return {name: card for name, card in cards.items() if card.scale in ("any", scale)}
 
 
+def paper_folder() -> Path:
+    """The folder of printed tables and claims: inside an installed package, else in the repository."""
+    package = Path(__file__).parents[1]
+    installed = package / "paper"
+    return installed if installed.is_dir() else package.parent / "leaderboards" / "paper"
+
+
 def expected_images(protocol: LeaderboardInfo) -> dict[str, int]:
     """For each threat of the protocol the number of images of a full set, that of its own data set where it has one."""
     own = {threat: THREATS[threat].dataset for threat in protocol.threats}
@@ -379,6 +389,8 @@ def frame(table: Table) -> pd.DataFrame:
     """A row for each model; for each column c its `c_n`, `c_status`, `c_reason`, and for each metric m `c_m`,
     `c_m_low`, `c_m_high` (95% interval), `c_m_rank`, empty where the cell is not complete, and `c_m_mark`.
     """
+    import pandas as pd
+
     lines = []
     for row in table.rows:
         line: dict[str, Any] = {"model": row.card.id, "title": row.card.title, "in_paper": table.in_paper(row.card)}

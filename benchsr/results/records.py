@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -203,8 +204,9 @@ def _values(record: Record, columns: Sequence[str]) -> list[str]:
     return ["" if v is None else f"{v:.9g}" if isinstance(v, float) else " ".join(str(v).split()) for v in values]
 
 
-def _parse(line: str, columns: Sequence[str]) -> Record:
-    """The record of one line. Raises ValueError saying what is wrong with it."""
+@lru_cache(maxsize=1 << 14)
+def _parse(line: str, columns: tuple[str, ...]) -> Record:
+    """The record of one line, which a run reads more than once. Raises ValueError saying what is wrong with it."""
     try:
         values = next(csv.reader([line], strict=True))
     except csv.Error as error:

@@ -75,7 +75,7 @@ def test_a_figure_is_drawn_once_for_the_same_inputs_and_code(tmp_path: Path, mon
     assert drawn_once(diagonal, 2.0) != first
     assert drawn_once(diagonal, 1.0, kind="svg").startswith(b"<?xml")
     assert drawn_once(diagonal, -1.0) == b""
-    monkeypatch.setattr("benchsr.base.drawing._sources", lambda: "other code")
+    monkeypatch.setattr("benchsr.base.drawing._made_with", lambda: "other code")
     assert drawn_once(diagonal, 1.0) == first
     assert calls == ["png", "png", "svg", "png"]
 

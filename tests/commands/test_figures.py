@@ -163,7 +163,7 @@ def test_only_what_changed_is_computed_and_drawn_again(toy_board: Path, monkeypa
     make(f"bicubic,{','.join(toys)}", "clean")  # a model more, which stands beside the others
     assert {model for _, _, *models in seen for model in models} == {"bicubic", "toy-a", "toy-b"}
     assert set(make("bicubic", "clean", drawings=True)) > {"photo1-clean.png", "photo1-clean.pdf"}
-    monkeypatch.setattr("benchsr.base.drawing._sources", lambda: "other code")
+    monkeypatch.setattr("benchsr.base.drawing._made_with", lambda: "other code")
     assert make(f"bicubic,{toys[0]}", "clean,noise").keys() >= first.keys()
     assert len(seen) == 4
 
