@@ -28,7 +28,7 @@ from benchsr.models.cards import Card
 from benchsr.results.records import Record, Status
 from benchsr.threats.adaptive import APGD, Square, StrongPGD
 from benchsr.threats.attacks import PGD
-from benchsr.threats.table import ADAPTIVE, GROUPS, SWEEP, THREATS, load_threat
+from benchsr.threats.table import ADAPTIVE, ENSEMBLE, GROUPS, SWEEP, THREATS, VIEWS, load_threat
 
 L1 = Objective(l1_weight=1.0, perceptual_weight=0.0)
 EPS = 8 / 255
@@ -268,9 +268,10 @@ def test_the_table_of_adaptive_threats() -> None:
 
 def test_the_protocol() -> None:
     protocol = load_protocol("adaptive")
-    assert set(ADAPTIVE) <= set(protocol.threats)
-    assert set(FIXED_ATTACKS) <= set(protocol.threats)
-    assert protocol.evaluations >= 5
+    knowing = (f"apgd-{view}" for view in VIEWS)
+    assert {"random", *FIXED_ATTACKS, *knowing, *ENSEMBLE, *SWEEP} <= set(protocol.threats)
+    assert protocol.evaluations >= 3
+    assert protocol.precision == "fp32"
     assert not set(load_protocol("paper").threats) & set(ADAPTIVE)
     assert any("evaluations" in line for line in protocol.description)
 
@@ -378,7 +379,7 @@ def test_the_protocol_runs_on_a_smoothed_model_and_its_network(tmp_path: Path, m
     protocol["settings"] = {
         threat: {k: v for k, v in few.items() if k in THREATS[threat].defaults and THREATS[threat].preset.get(k) != 0}
         for threat in protocol["threats"]
-    } | {"pgd-eot": {**few, "median_of": 1}}
+    } | {"apgd-eot": {**few, "median_of": 1}}
     outcome = evaluate(
         f"{plain},{soft}",
         protocol=Protocol.model_validate(protocol | {"images": 2, "crop": 12}),
@@ -388,11 +389,11 @@ def test_the_protocol_runs_on_a_smoothed_model_and_its_network(tmp_path: Path, m
     found = {(r.model, r.threat, r.image): r for r in outcome.planned}
     assert len(found) == 2 * len(protocol["threats"]) * 2
     for image in ("photo0", "photo1"):
-        same = [found["toy", f"pgd-{view}", image] for view in ("transfer", "eot", "median")]
+        same = [found["toy", f"apgd-{view}", image] for view in ("transfer", "eot", "median")]
         assert (
             len({(r.scores["psnr"], r.loss_attacked) for r in same}) == 1
         )  # without noise there is nothing more to know
-        knowing = [found["soft", f"pgd-{view}", image] for view in ("transfer", "eot", "median")]
+        knowing = [found["soft", f"apgd-{view}", image] for view in ("transfer", "eot", "median")]
         assert len({(r.scores["psnr"], r.loss_attacked) for r in knowing}) == 3
         assert knowing[0].loss_attacked == same[0].loss_attacked  # one attack on one network
         assert knowing[0].scores != same[0].scores
