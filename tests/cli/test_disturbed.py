@@ -104,6 +104,13 @@ def shop(disk: Disk, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Works
         yield made
 
 
+@pytest.fixture(scope="module")
+def ray_shop(ray_cores: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    """A workshop whose commands begin when Ray runs: they know the token that it asks for."""
+    with workshop(tmp_path_factory.mktemp("ray"), tmp_path_factory.mktemp("said")) as made:
+        yield made
+
+
 @pytest.fixture
 def mounted(disk: Disk) -> Disk:
     if not disk.mounted:
@@ -151,7 +158,7 @@ def test_a_command_stopped_again_and_again_goes_on(
 @needs_ray
 @pytest.mark.parametrize("number", [KILL, TERM, CTRL_C], ids=["kill-9", "sigterm", "ctrl-c"])
 def test_a_run_on_ray_stopped_again_and_again_goes_on(
-    shop: Workshop, number: signal.Signals, ray_cores: None, record_property: Note
+    ray_shop: Workshop, number: signal.Signals, record_property: Note
 ) -> None:
     """A run on two workers of a Ray cluster stopped at random moments, then given again until it is done."""
     ray: Any = pytest.importorskip("ray")
@@ -160,11 +167,11 @@ def test_a_run_on_ray_stopped_again_and_again_goes_on(
     dice = random.Random(number)
     cluster = f"--executor ray --workers 2 --ray-address {ray.get_runtime_context().gcs_address}"
     command = WORKS["run"].command.replace("--workers 1", cluster)
-    shop.fresh("run")
+    ray_shop.fresh("run")
     started, seconds = time.monotonic(), 0.0
     done = False
     while counts["kills"] < 4 or not done:
-        run = shop.forks.start(command, shop.folder)
+        run = ray_shop.forks.start(command, ray_shop.folder)
         if seconds and counts["kills"] < 4:
             time.sleep(dice.uniform(0, seconds))
             run.stop(number)
@@ -177,8 +184,8 @@ def test_a_run_on_ray_stopped_again_and_again_goes_on(
         done = code == 0
         if done:
             seconds = seconds or time.monotonic() - started
-            counts.update(shop.compare("run"))
-            shop.fresh("run")
+            counts.update(ray_shop.compare("run"))
+            ray_shop.fresh("run")
         else:
             assert code in (-number, 128 + number), run.error
             counts["kills"] += 1
