@@ -269,15 +269,36 @@ def _tell(logged: Sequence[logging.LogRecord], told: set[str]) -> None:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Processes that are started here never see Ctrl-C, which a terminal sends to all: importing, they would answer."""
+    """Processes that are started here never see Ctrl-C, which a terminal sends to all: importing, they would answer.
+
+    A signal that asks to stop is answered when they are started: one that is half started would find its pipe closed.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    with _later(signal.SIGINT), _later(signal.SIGTERM):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _later(number: signal.Signals) -> Iterator[None]:
+    """Put off what answers a signal of Python's. To block it is not enough: any other thread may take it."""
+    answer = signal.getsignal(number)
+    if not callable(answer) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    signal.signal(number, lambda number, _: came.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(number, answer)
+        if came:
+            signal.raise_signal(number)
 
 
 def _serve(pipe: Connection, make: MakeWorker, device: torch.device, share: float) -> None:

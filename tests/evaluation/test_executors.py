@@ -6,7 +6,9 @@ import logging
 import multiprocessing
 import os
 import re
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +20,7 @@ import torch
 from faults import FAULTS, Note, ToyBench, ToyExecutor, compare, make_bench, needs_ray
 from toys import toy_card
 
-from benchsr.base.errors import InputError, UnknownIdError
+from benchsr.base.errors import InputError, Stopped, UnknownIdError
 from benchsr.base.registry import Registry
 from benchsr.data.datasets import Dataset
 from benchsr.evaluation import executors
@@ -176,6 +178,34 @@ def test_a_worker_that_does_not_start_is_not_waited_for(monkeypatch: pytest.Monk
     with pytest.raises(WorkerLostError, match=r"did not start within 0\.3 s"):
         list(Processes(CPU, 2).run(asleep, some_cells(2)))
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_asks_to_stop_waits_until_a_process_is_started(number: signal.Signals) -> None:
+    def stop(number: int, _: object) -> None:
+        raise Stopped(number)
+
+    started, over = [], threading.Event()
+
+    def start() -> None:
+        with executors._uninterrupted():
+            os.kill(os.getpid(), number)
+            for _ in range(10):
+                time.sleep(0.01)
+            started.append(True)
+
+    other = threading.Thread(target=over.wait)  # takes signals that the main thread blocks
+    other.start()
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(Stopped):
+            start()
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+        over.set()
+        other.join()
+    assert started
 
 
 def test_auto_is_as_many_workers_as_cores(monkeypatch: pytest.MonkeyPatch) -> None:
