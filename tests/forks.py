@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -170,6 +171,8 @@ def _become(request: Mapping[str, Any]) -> None:
         os.dup2(opened, number)
         os.close(opened)
     os.chdir(request["folder"])
+    # Its own lock is one for all that are forked here: a child killed while it draws a bar would keep it from the rest.
+    importlib.import_module("tqdm").tqdm.set_lock(threading.RLock())
     if request["prepare"]:
         module, _, name = request["prepare"].partition(":")
         getattr(importlib.import_module(module), name)(**request["settings"])
