@@ -8,7 +8,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Idle OpenMP threads that spin would starve other processes on a small machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -23,6 +23,9 @@ from spandrel.architectures.ESRGAN import ESRGAN
 from torch import Tensor, nn
 
 from benchsr.evaluation.executors import usable_cores
+
+if TYPE_CHECKING:
+    from faults import ToyBench
 
 
 def tiny_rrdb(seed: int = 0, num_filters: int = 8, num_blocks: int = 1, scale: int = 4) -> nn.Module:
@@ -96,6 +99,17 @@ def ray_cores() -> Iterator[None]:
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env=tests)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ToyBench:
+    """A toy benchmark of 36 evaluations."""
+    from faults import make_bench  # which imports this module
+
+    monkeypatch.setenv("BENCHSR_CACHE", str(tmp_path / "user-cache"))
+    monkeypatch.setattr("benchsr.metrics.quality.lpips_net", None)  # ToyMake sets it, and pytest puts the real one back
+    monkeypatch.setattr("benchsr.evaluation.worker.load_network", None)
+    return make_bench(tmp_path, n_images=3)
 
 
 @pytest.fixture

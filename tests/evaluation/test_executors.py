@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from faults import FAULTS, Note, ToyBench, ToyExecutor, compare, make_bench, needs_ray
+from faults import FAULTS, Note, ToyBench, ToyExecutor, compare, needs_ray
 from toys import toy_card
 
 from benchsr.base.errors import InputError, Stopped, UnknownIdError
@@ -39,14 +39,6 @@ from benchsr.evaluation.worker import Worker
 from benchsr.results.records import Record, Status
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ToyBench:
-    monkeypatch.setenv("BENCHSR_CACHE", str(tmp_path / "user-cache"))
-    monkeypatch.setattr("benchsr.metrics.quality.lpips_net", None)  # ToyMake sets it, and pytest puts the real one back
-    monkeypatch.setattr("benchsr.evaluation.worker.load_network", None)
-    return make_bench(tmp_path, n_images=3)
 
 
 def test_processes_give_the_figures_of_this_process(bench: ToyBench) -> None:

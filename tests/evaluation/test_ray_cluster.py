@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from faults import Note, ToyBench, ToyExecutor, compare, make_bench
+from faults import Note, ToyBench, ToyExecutor, compare
 
 from benchsr.evaluation.executors import InProcess
 
@@ -23,14 +23,6 @@ clusters: Any = pytest.importorskip("ray.cluster_utils", reason="Ray is not inst
 pytestmark = [pytest.mark.slow, pytest.mark.reliability]
 
 TESTS = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ToyBench:
-    monkeypatch.setenv("BENCHSR_CACHE", str(tmp_path / "user-cache"))
-    monkeypatch.setattr("benchsr.metrics.quality.lpips_net", None)  # ToyMake sets it, and pytest puts the real one back
-    monkeypatch.setattr("benchsr.evaluation.worker.load_network", None)
-    return make_bench(tmp_path, n_images=3)
 
 
 @pytest.fixture
