@@ -32,7 +32,7 @@ from benchsr.base.pairs import Sample
 from benchsr.data.datasets import load_dataset
 from benchsr.data.images import write_image
 from benchsr.evaluation.cache import AttackCache
-from benchsr.evaluation.executors import Processes, follow_parent, load_executor
+from benchsr.evaluation.executors import Processes, follow_parent, load_executor, uninterrupted
 from benchsr.evaluation.ledger import stored_protocol
 from benchsr.evaluation.plan import Cell, plan, resolve
 from benchsr.evaluation.protocol import Protocol, load_protocol, select_threats
@@ -235,7 +235,9 @@ class Studio:
         try:
             with ProcessPoolExecutor(len(parts), spawn, follow_parent) as pool:
                 try:
-                    for part, found in zip(parts, pool.map(Studio.packed, studios, parts), strict=True):
+                    with uninterrupted():
+                        packed = pool.map(Studio.packed, studios, parts)
+                    for part, found in zip(parts, packed, strict=True):
                         done |= zip(part, found, strict=True)
                 except Stopped:
                     for process in multiprocessing.active_children():  # which the pool would wait for

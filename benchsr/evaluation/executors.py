@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from logging.handlers import QueueHandler
 from math import ceil
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from queue import SimpleQueue
@@ -231,7 +232,7 @@ class _Process(Remote):
         spawn = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
         self.pending, theirs = spawn.Pipe()
         self._process = spawn.Process(target=_serve, args=(theirs, make, device, share), daemon=True)
-        with _uninterrupted():
+        with uninterrupted():
             self._process.start()
         theirs.close()
 
@@ -268,14 +269,15 @@ def _tell(logged: Sequence[logging.LogRecord], told: set[str]) -> None:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Processes that are started here never see Ctrl-C, which a terminal sends to all: importing, they would answer.
+def uninterrupted() -> Iterator[None]:
+    """Processes that are spawned here never see Ctrl-C, which a terminal sends to all: importing, they would answer.
 
     A signal that asks to stop is answered when they are started: one that is half started would find its pipe closed.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    resource_tracker.ensure_running()  # else the first process would start it, which lets the signal through again
     with _later(signal.SIGINT), _later(signal.SIGTERM):
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -148,5 +150,20 @@ class Crops(Dataset[Batch]):
     def loader(self, steps: range, workers: int) -> DataLoader[Batch]:
         """The batches of `steps` in order, made ahead by `workers` processes (0: in this one)."""
         return DataLoader(
-            self, batch_size=None, sampler=list(steps), num_workers=workers, pin_memory=torch.cuda.is_available()
+            self,
+            batch_size=None,
+            sampler=list(steps),
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_end_without_words,
         )
+
+
+def _end_without_words(_: int) -> None:
+    """Let a process that makes batches print no traceback when the training that it hands them to is killed."""
+
+    def answer(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+        if not isinstance(error, ConnectionError):
+            sys.__excepthook__(kind, error, where)
+
+    sys.excepthook = answer

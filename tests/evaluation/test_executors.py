@@ -8,6 +8,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -180,7 +182,7 @@ def test_what_asks_to_stop_waits_until_a_process_is_started(number: signal.Signa
     started, over = [], threading.Event()
 
     def start() -> None:
-        with executors._uninterrupted():
+        with executors.uninterrupted():
             os.kill(os.getpid(), number)
             for _ in range(10):
                 time.sleep(0.01)
@@ -198,6 +200,22 @@ def test_what_asks_to_stop_waits_until_a_process_is_started(number: signal.Signa
         over.set()
         other.join()
     assert started
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals cannot be blocked here")
+def test_the_first_process_that_a_program_spawns_is_not_interrupted_while_it_imports() -> None:
+    blocked = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    script = f"""
+import multiprocessing
+from benchsr.evaluation.executors import uninterrupted
+child = multiprocessing.get_context("spawn").Process(target=exec, args=({blocked!r},))
+with uninterrupted():
+    child.start()
+child.join()
+{blocked}
+"""
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
 
 
 def test_auto_is_as_many_workers_as_cores(monkeypatch: pytest.MonkeyPatch) -> None:

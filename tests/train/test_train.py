@@ -332,6 +332,20 @@ def test_workers_make_the_same_batches(folder: Path) -> None:
         assert torch.equal(here.hr, there.hr)
 
 
+def test_what_makes_batches_has_no_words_for_training_that_was_killed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    data = load_images(folder, 8, 0, 8, progress=False)
+    begin = Crops(data.images, stage="s", batch=2, crop=8, seed=0).loader(range(1), 0).worker_init_fn
+    assert begin is not None
+    begin(0)
+    sys.excepthook(ConnectionResetError, ConnectionResetError(), None)
+    assert not capsys.readouterr().err
+    sys.excepthook(ValueError, ValueError("bad"), None)
+    assert "ValueError: bad" in capsys.readouterr().err
+
+
 def test_held_out_images_are_not_trained_on(folder: Path) -> None:
     data = load_images(folder, 8, 2, 16, progress=False)
     assert len(data.images) == 2
