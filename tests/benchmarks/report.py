@@ -42,6 +42,13 @@ def loss_ratio(case: Case, contestant: str) -> float:
     return float(reached[contestant]["loss_attacked"] / reached["plain"]["loss_attacked"])
 
 
+def of_product(case: Case, contestant: str) -> float:
+    """Arithmetic a second of what computes in float32 as benchsr does, over that of a matrix product."""
+    return float(
+        case["flop"] / statistics.median(t["seconds"] for t in case["times"][contestant]) / case["flop_per_second"]
+    )
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
@@ -63,10 +70,9 @@ def speed(cases: list[Case]) -> str:
             row = [job["network"], title(job), side(job), name]
             row += [f"{statistics.median(t['seconds'] for t in case['times'][c]):.3g} s" for c in ("plain", name)]
             row += [f"{ratio(case, name):.2f}", f"{ratio(case, name, 'cpu_seconds'):.2f}"]
-            if "strength" in case:
-                reached = {c: case["strength"][c]["loss_attacked"] for c in ("plain", name)}
-                row.append(f"{reached[name] / reached['plain']:.3f}")
-            rows.append([*row, *[""] * (9 - len(row) - 1), f"{case['load']:.1f}"])
+            row.append(f"{loss_ratio(case, name):.3f}" if "strength" in case else "")
+            row.append("" if name == "bf16" else f"{of_product(case, name):.0%}")
+            rows.append([*row, f"{case['load']:.1f}"])
     head = [
         "network",
         "task",
@@ -77,9 +83,10 @@ def speed(cases: list[Case]) -> str:
         "time ratio",
         "CPU time ratio",
         "loss ratio",
+        "of product",
         "load",
     ]
-    return table(head, [[*r[:-1], *[""] * (len(head) - len(r)), r[-1]] for r in rows])
+    return table(head, rows)
 
 
 def memory(cases: list[Case]) -> str:

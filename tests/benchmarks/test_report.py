@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+import torch.nn.functional as F
 
 from benchmarks.machine import cpu_flags, machine
 from benchmarks.readme_command import FIGURES, ROW, compared
 from benchmarks.report import document, verdicts
-from benchmarks.test_speed import BOARD, CELLS
+from benchmarks.test_speed import BOARD, CELLS, product, whole_image
 from benchmarks.toil import spread, toil
+from benchmarks.workloads import Job, flop, network, scene, trunk
 
 JOB = {"network": "rrdb-23", "height": 48, "width": 48, "images": 1, "steps": None, "draws": 21}
 
@@ -21,8 +25,11 @@ def times(**seconds: float) -> dict[str, list[dict[str, float]]]:
     return {name.replace("_", " "): [{"seconds": s, "cpu_seconds": s}] for name, s in seconds.items()}
 
 
+FLOP = {"flop": 2e9, "flop_per_second": 1e9}
+
+
 def case(attack: str, **about: Any) -> dict[str, Any]:
-    return {"kind": "speed", "name": attack, "job": {**JOB, "attack": attack}, "load": 0.0, **about}
+    return {"kind": "speed", "name": attack, "job": {**JOB, "attack": attack}, "load": 0.0, **FLOP, **about}
 
 
 STRENGTH = {name: {"loss_attacked": 1.0} for name in ("plain", "fp32")}
@@ -69,6 +76,7 @@ def test_the_page_names_the_instruction_set(tmp_path: Path) -> None:
     page = document([{"machine_info": {**machine("a CPU"), "flags": flags}, "cases": CASES}], "plot.png", README)
     assert "of instruction sets it has avx2, avx512_bf16." in page
     assert "| 1 | 2 | 100 s | 40 s | 0.40 |" in page
+    assert "| PGD | 48x48 | fp32 | 10 s | 5.5 s | 0.55 | 0.55 | 1.000 | 36% | 0.0 |" in page
 
 
 def test_runs_are_compared_row_by_row() -> None:
@@ -80,6 +88,23 @@ def test_runs_are_compared_row_by_row() -> None:
     assert (found["rows_old"], found["rows_shared"], found["rows_equal"]) == (3, 2, 1)
     assert found["cells_moved"] == ["m / pgd"]
     assert found["largest_move_of_a_cell"] == pytest.approx({"psnr": 0.25, "ssim": 0, "lpips": 0})
+
+
+def test_arithmetic_is_counted_forward_and_back() -> None:
+    x, weight = torch.rand(1, 3, 8, 8, requires_grad=True), torch.rand(4, 3, 3, 3)
+    forward = 2 * 64 * weight.numel()
+    assert flop(lambda: F.conv2d(x, weight, padding=1)) == forward
+    assert flop(lambda: torch.autograd.grad(F.conv2d(x, weight, padding=1).sum(), x)[0]) == 2 * forward
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_a_gpu_is_asked_works_on_a_cpu() -> None:
+    job = Job("compact", "pgd", "fp32", 16, 16, steps=1, device="cpu")
+    measured = whole_image(job)
+    lr, hr = scene(job)
+    assert measured["step_flop"] == 2 * (flop(lambda: network("compact")[0](lr)) + flop(lambda: trunk("vgg16")(hr)))
+    assert min(measured.values()) > 0
+    assert product(torch.float32, "cpu", 64) > 0
 
 
 def test_cells_are_spread_as_those_of_a_board() -> None:

@@ -23,7 +23,6 @@ import torch
 from faults import make_bench
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from toys import toy_card
 
 from benchmarks import toil
@@ -32,6 +31,7 @@ from benchmarks.workloads import (
     CONTESTANTS,
     DEVICE,
     Job,
+    flop,
     kept_bytes,
     network,
     peak_bytes,
@@ -90,6 +90,8 @@ def side_by_side(benchmark: BenchmarkFixture, job: Job, rounds: int = ROUNDS) ->
         "trunk": perceptual(job.trunk)[1],
         "load": os.getloadavg()[0],
         "times": times,
+        "flop": flop(works["fp32"]),
+        "flop_per_second": product(torch.float32, DEVICE, 2048),
     }
     if job.attack in ATTACKS:
         benchmark.extra_info["strength"] = {name: strength(job, r) for name, r in results.items()}
@@ -235,16 +237,18 @@ def test_runner(benchmark: BenchmarkFixture, tmp_path: Path, monkeypatch: pytest
     benchmark.extra_info["cpu_seconds_an_evaluation"] = benchmark.pedantic(seconds, rounds=1)
 
 
-def ceilings(device: str, copy_bytes: int = 1 << 30, side: int = 8192) -> dict[str, float]:
+def product(dtype: torch.dtype, device: str, side: int) -> float:
+    """FLOP a second of a matrix product of `side` x `side`."""
+    a = torch.ones(side, side, dtype=dtype, device=device)
+    return 2 * side**3 / median_seconds(lambda: a @ a)
+
+
+def ceilings(device: str, copy_bytes: int = 1 << 30) -> dict[str, float]:
     """What the device can do: bytes moved a second (read and written) by a copy, FLOP a second of a bf16 product."""
     source = torch.zeros(copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    a = torch.ones(side, side, dtype=torch.bfloat16, device=device)
-    works: dict[str, tuple[float, Callable[[], Tensor]]] = {
-        "bytes_per_second": (2 * copy_bytes, lambda: target.copy_(source)),
-        "flop_per_second": (2 * side**3, lambda: a @ a),
-    }
-    return {name: amount / median_seconds(work) for name, (amount, work) in works.items()}
+    moved = 2 * copy_bytes / median_seconds(lambda: target.copy_(source))
+    return {"bytes_per_second": moved, "flop_per_second": product(torch.bfloat16, device, 8192)}
 
 
 def median_seconds(work: Callable[[], Tensor], rounds: int = 5) -> float:
@@ -264,14 +268,10 @@ def whole_image(job: Job) -> dict[str, float]:
             sr: Tensor = model(lr)
         return sr
 
-    with FlopCounterMode(display=False) as one:
-        short()
-    with FlopCounterMode(display=False) as more:
-        long()
     return {
         "step_seconds": (median_seconds(long, 3) - median_seconds(short, 3)) / job.steps,
         "forward_seconds": median_seconds(forward, 3),
-        "step_flop": (more.get_total_flops() - one.get_total_flops()) / job.steps,
+        "step_flop": (flop(long) - flop(short)) / job.steps,
         "peak_bytes": peak_bytes(job),
     }
 

@@ -9,12 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 import torchvision
 from conftest import tiny_rrdb
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from benchmarks import plain
 from benchsr.base.errors import BenchsrError, UnavailableError
@@ -183,6 +186,27 @@ def timed(work: Callable[[], Tensor]) -> tuple[Tensor, dict[str, float]]:
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     return result, {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
+
+
+class _Flop(TorchDispatchMode):
+    """Counts arithmetic. `FlopCounterMode` does too, but looks at modules, and refuses a gradient to their input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func.overloadpacket)
+        self.total += count(*args, **(kwargs or {}), out_val=out) if count else 0
+        return out
+
+
+def flop(work: Callable[[], Tensor]) -> int:
+    """Additions and multiplications of the matrix products and convolutions in `work`, ways back too."""
+    with _Flop() as counter:
+        work()
+    return counter.total
 
 
 def strength(job: Job, attacked: Tensor) -> dict[str, float]:
