@@ -36,6 +36,13 @@ _METADATA = {
 }
 
 
+def canvas(width: float, height: float) -> Figure:
+    """An empty figure of so many inches that belongs to no global state and makes room for what is put on it."""
+    from matplotlib.figure import Figure  # half a second, which commands that draw nothing anew need not wait
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def drawn(figure: Figure, kind: str = "png") -> bytes:
     """The figure as "png", "pdf" or "svg" (with real text, on no background), without a date or version in it.
 

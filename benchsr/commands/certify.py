@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from benchsr.base.drawing import save
+from benchsr.base.drawing import canvas, save
 from benchsr.base.errors import InputError
 from benchsr.base.files import write_atomic
 from benchsr.base.inference import pick_device
@@ -192,7 +192,7 @@ def write_report(
 
 
 def _width(certificate: Certificate) -> Figure:
-    figure = Figure(figsize=(5, 4), layout="constrained")
+    figure = canvas(5, 4)
     axes = figure.subplots()
     shown = axes.imshow(certificate.width[0].amax(0).cpu().numpy() * 255, cmap="viridis", vmin=0)
     figure.colorbar(shown, label="upper - lower, widest channel (1/255)")
@@ -201,7 +201,7 @@ def _width(certificate: Certificate) -> Figure:
 
 
 def _curves(eps: Sequence[float], curves: Mapping[int, Sequence[float]], sigma: float) -> Figure:
-    figure = Figure(figsize=(5, 4), layout="constrained")
+    figure = canvas(5, 4)
     axes = figure.subplots()
     for n, widths in curves.items():
         axes.plot(eps, [w * 255 for w in widths], label=f"n = {n}")

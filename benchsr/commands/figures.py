@@ -292,7 +292,7 @@ def draw(scene: Scene) -> Figure:
         pictures = [view.lr, scene.perturbation(view), view.sr, scene.cut(view.sr)]
         below = [change_of(view.record).replace(" · ", "\n"), f"change × {scene.factor}"]
         columns.append((view.card.title, [*pictures], [*below, figures_of(view.record).replace(" · ", "\n"), ""]))
-    figure = Figure(figsize=(1.75 * len(columns) + 0.3, 8.2), layout="constrained")
+    figure = drawing.canvas(1.75 * len(columns) + 0.3, 8.2)
     figure.suptitle(scene.title, fontsize=10)
     grid = figure.subplots(4, len(columns), squeeze=False)
     for k, (title, pictures_of, captions) in enumerate(columns):

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from benchsr.base.drawing import GRID, save
+from benchsr.base.drawing import GRID, canvas, save
 from benchsr.base.errors import InputError
 from benchsr.base.files import sha256_file, write_atomic
 from benchsr.base.inference import Autocast, full_float32, to_8bit
@@ -130,7 +130,7 @@ def tune(
 
 def plot(figures: pd.DataFrame, title: str) -> Figure:
     """LPIPS, PSNR and SSIM against sigma, a line for each threat."""
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = canvas(11, 3.6)
     figure.suptitle(title, fontsize=10)
     for axes, metric in zip(figure.subplots(1, 3), ("lpips", "psnr", "ssim"), strict=True):
         for threat, rows in figures.groupby("threat", sort=False):

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import inf
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from benchsr.base.drawing import COLOURS, GREY, GRID
+from benchsr.base.drawing import COLOURS, GREY, GRID, canvas
 from benchsr.base.text import escape, markdown_table
 from benchsr.defences.bounds import ScoreBound, deployed_psnr_within, median_psnr_within, median_score_bound
 from benchsr.defences.certificate import deployment_cost, largest_eps
@@ -31,6 +30,10 @@ from benchsr.metrics.quality import METRICS
 from benchsr.results.records import Record, Status
 from benchsr.results.singles import Singles
 from benchsr.threats.table import L2_SWEEP
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ETA = 1e-3
 """How often an element of the deployed median may leave its bound, over the draws of the answer."""
@@ -343,7 +346,7 @@ def plot_sandwich(models: Sequence[tuple[str, Sequence[Certified]]], caption: st
     """
     if not models:
         return None
-    figure = Figure(figsize=(14, 0.9 + 3.1 * len(models)), layout="constrained")
+    figure = canvas(14, 0.9 + 3.1 * len(models))
     figure.suptitle(caption, fontsize=10)
     for row, (title, lines) in zip(figure.subplots(len(models), len(PANELS), squeeze=False), models, strict=True):
         by_name = {c.statement.name: c for c in lines}

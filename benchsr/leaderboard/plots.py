@@ -6,18 +6,13 @@ import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 from scipy.stats import rankdata
 
-from benchsr.base.drawing import COLOURS, GREY, GRID, MARKERS, drawn_once
+from benchsr.base.drawing import COLOURS, GREY, GRID, MARKERS, canvas, drawn_once
 from benchsr.leaderboard.compare import LEVEL, POWER, Difference
 from benchsr.leaderboard.corruption import ERRORS, profiles
 from benchsr.leaderboard.scores import NOT_RUN, SCORED, Cell, Floats, Grid, average, interval, sign
@@ -36,6 +31,11 @@ from benchsr.leaderboard.transfer import Matrix
 from benchsr.metrics.quality import METRICS
 from benchsr.threats.table import SWEEP, THREATS
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
 ATTACKS = LAYOUTS["table2"].threats
 
 
@@ -53,17 +53,24 @@ def _style(k: int) -> tuple[str, str]:
     return COLOURS[k % len(COLOURS)], MARKERS[k // len(COLOURS) % len(MARKERS)]
 
 
+def _key(**style: Any) -> Line2D:
+    """An entry of a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], **style)
+
+
 def _models_figure(
     caption: str, models: Sequence[CardInfo], linestyle: Literal["-", ""], metrics: Sequence[str]
 ) -> tuple[Figure, list[Axes]]:
     """A figure of one panel a metric, with room for the legend of its models below."""
     columns = 3  # titles of four would not fit
-    figure = Figure(figsize=(_width(11, metrics), 3.6 + 0.2 * math.ceil(len(models) / columns)), layout="constrained")
+    figure = canvas(_width(11, metrics), 3.6 + 0.2 * math.ceil(len(models) / columns))
     figure.suptitle(caption, fontsize=10)
     axes = list(np.atleast_1d(figure.subplots(1, len(metrics))))
     styles = [_style(k) for k in range(len(models))]
     handles = [
-        Line2D([], [], linestyle=linestyle, color=colour, marker=marker, label=card.title)
+        _key(linestyle=linestyle, color=colour, marker=marker, label=card.title)
         for card, (colour, marker) in zip(models, styles, strict=True)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
@@ -80,7 +87,7 @@ def _panels(
     """One panel a metric, with the models from top to bottom; below, the models that are not shown."""
     text = textwrap.fill("Not shown (reasons in the report): " + ", ".join(missing), 175) if missing else ""
     height = 1.4 + row_height * max(len(labels), 3) + 0.15 * len(text.splitlines())
-    figure = Figure(figsize=(_width(12, metrics), height), layout="constrained")
+    figure = canvas(_width(12, metrics), height)
     figure.suptitle(caption, fontsize=10)
     axes = np.atleast_1d(figure.subplots(1, len(metrics), sharey=True))
     rows = np.arange(len(labels), dtype=np.float64)
@@ -103,7 +110,7 @@ def _stripes(ax: Axes, rows: Floats) -> None:
 
 
 def _empty(caption: str, text: str) -> Figure:
-    figure = Figure(figsize=(11, 1.8), layout="constrained")
+    figure = canvas(11, 1.8)
     figure.suptitle(caption, fontsize=10)
     figure.text(0.5, 0.35, text, ha="center", va="center", fontsize=11, color=GREY)
     return figure
@@ -141,7 +148,7 @@ def plot_table(table: Table, protocol: LeaderboardInfo) -> Figure:
                 dots[0].set_markerfacecolor(face)
         ax.set_xlabel(_axis_title(metric), fontsize=9)
     handles = [
-        Line2D([], [], color=COLOURS[k], marker=MARKERS[k], label=textwrap.fill(layout.heading(c), 18))
+        _key(color=COLOURS[k], marker=MARKERS[k], label=textwrap.fill(layout.heading(c), 18))
         for k, c in enumerate(columns)
     ]
     figure.legend(handles=handles, loc="outside right center", fontsize=9, frameon=False, labelspacing=0.8)
@@ -202,7 +209,7 @@ def plot_heat_map(
     caption = _caption(f"All threats – {FAMILIES[family][1]}", protocol, "means over images; italics: images missing")
     down, across = (1, len(metrics)) if len(models) > len(metrics) * len(threats) else (len(metrics), 1)
     size = (max(3 + 0.5 * across * len(threats), 7.5), 2 + down * (0.4 + 0.25 * len(models)))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = canvas(*size)
     figure.suptitle(caption, fontsize=10)
     axes = figure.subplots(down, across, sharex=True, squeeze=False).flat
     cells = [[grid.get((c.id, t), NOT_RUN) for t in threats] for c in models]
@@ -245,7 +252,7 @@ def plot_transfer(
     )
     most = max(len(matrix.cards) for matrix in found)
     size = (2.5 + len(metrics) * (1.2 + 0.5 * most), 1 + len(found) * (2 + 0.3 * most))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = canvas(*size)
     figure.suptitle(caption, fontsize=10)
     for line, matrix in zip(figure.subplots(len(found), len(metrics), squeeze=False), found, strict=True):
         ids = [card.id for card in matrix.cards]
@@ -270,6 +277,8 @@ def plot_rank_stability(
 
     None where fewer than two models are complete.
     """
+    from matplotlib.ticker import MaxNLocator
+
     scored = [(card, attack_average(grid, card.id)) for card in cards]
     complete = [(card, cell) for card, cell in scored if cell.ok]
     if len(complete) < 2:
@@ -388,7 +397,7 @@ def plot_differences(title: str, a: str, b: str, differences: Sequence[Differenc
     """
     metrics = list(dict.fromkeys(d.metric for d in differences))
     threats = list(dict.fromkeys(d.threat for d in differences if d.n))
-    figure = Figure(figsize=(1.5 + 3.4 * len(metrics), 1.8 + 0.3 * max(len(threats), 3)), layout="constrained")
+    figure = canvas(1.5 + 3.4 * len(metrics), 1.8 + 0.3 * max(len(threats), 3))
     figure.suptitle(f"{title}\n{a} (A) minus {b} (B), 95% bootstrap interval of the paired difference", fontsize=10)
     axes = np.atleast_1d(figure.subplots(1, len(metrics), sharey=True))
     for ax, metric in zip(axes, metrics, strict=True):
@@ -471,9 +480,11 @@ def plot_pareto(
 
 def plot_fourier(family: str, found: Sequence[Sensitivity], grid: Grid, protocol: LeaderboardInfo) -> Figure:
     """Each network's mean gain at every frequency, the lowest in the middle."""
+    from matplotlib.colors import LogNorm
+
     columns = min(len(found), 4)
     rows = math.ceil(len(found) / columns)
-    figure = Figure(figsize=(1.5 + 2.4 * columns, 1.2 + 2.5 * rows), layout="constrained")
+    figure = canvas(1.5 + 2.4 * columns, 1.2 + 2.5 * rows)
     caption = _caption(f"Gain by frequency – {FAMILIES[family][1]}", protocol, "change of SR per change of LR, in l2")
     figure.suptitle(caption, fontsize=10)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()

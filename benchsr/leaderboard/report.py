@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from benchsr.base.drawing import drawn, drawn_once
 from benchsr.base.errors import InputError, UnknownIdError
@@ -81,6 +81,9 @@ from benchsr.results.records import Record, Status, flat, read_results
 from benchsr.results.singles import read_singles
 from benchsr.results.transfers import TRANSFER
 from benchsr.threats.table import GROUPS, THREATS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 

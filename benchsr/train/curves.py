@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib.figure
 import pandas as pd
 
-from benchsr.base.drawing import save
+from benchsr.base.drawing import canvas, save
 from benchsr.train.loop import LOG_COLUMNS
 
 
@@ -21,7 +20,7 @@ def plot_curves(folder: Path, window: int = 50) -> Path:
     panels = losses + figures
     columns = 4
     rows = -(-len(panels) // columns)
-    figure = matplotlib.figure.Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
+    figure = canvas(4 * columns, 2.6 * rows)
     for axes, name in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=False):
         table = log if name in losses else validation
         for stage, part in table.groupby("stage", sort=False):

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.figure
 import torch
 from torch import Tensor
 
-from benchsr.base.drawing import save
+from benchsr.base.drawing import canvas, save
 
 SMOOTH = 0.05
 """The share of the crops, the smoothest, that the statistics are taken over."""
@@ -64,7 +63,7 @@ def plot_noise(sets: Mapping[str, Tensor], path: Path) -> dict[str, NoiseStatist
     Returns the statistics.
     """
     found = {name: noise_statistics(crops) for name, crops in sets.items()}
-    figure = matplotlib.figure.Figure(figsize=(12, 3.4), layout="constrained")
+    figure = canvas(12, 3.4)
     variance, autocorrelation, spectrum = figure.subplots(1, 3)
     for index, (name, statistics) in enumerate(found.items()):
         variance.bar(name, statistics.variance, color=f"C{index}")

@@ -192,7 +192,7 @@ class _Flop(TorchDispatchMode):
     """Counts arithmetic. `FlopCounterMode` does too, but looks at modules, and refuses a gradient to their input."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -204,7 +204,8 @@ class _Flop(TorchDispatchMode):
 
 def flop(work: Callable[[], Tensor]) -> int:
     """Additions and multiplications of the matrix products and convolutions in `work`, ways back too."""
-    with _Flop() as counter:
+    counter = _Flop()
+    with counter:
         work()
     return counter.total
 
