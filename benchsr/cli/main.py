@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -339,13 +340,27 @@ for _name, (_function, *_lines) in COMMANDS.items():
 app.add_typer(caches, name="cache")
 
 
-def _stop(asked: int, number: int, _: FrameType | None) -> None:
+def _stop(asked: int, number: int, frame: FrameType | None) -> None:
     if os.getpid() != asked:  # a forked process, such as one that loads training data: Ctrl-C is for its parent
         if number == signal.SIGTERM:
             os._exit(128 + number)
         return
+    if _imports(frame):  # an exception would leave a module half imported, and libraries go on with such a one
+        again = threading.Timer(0.05, os.kill, (asked, number))
+        again.daemon = True
+        again.start()
+        return
     signal.signal(number, signal.SIG_DFL)  # asked twice, go at once
     raise Stopped(number)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether what runs in `frame` is a module that a command imports."""
+    while frame and frame.f_code is not main.__code__:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def main() -> None:

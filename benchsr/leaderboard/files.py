@@ -5,7 +5,6 @@ What makes them is imported where they must be made: a run that finds everything
 
 from __future__ import annotations
 
-import logging
 import pickle
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,11 +15,9 @@ from benchsr.base.files import require_ordinary, sweep, write_changed
 from benchsr.defences.table import DEFENCES
 from benchsr.leaderboard.tables import CardInfo, LeaderboardInfo, cards_at, paper_folder
 from benchsr.metrics.quality import METRICS
-from benchsr.results.records import Record, read_results
-from benchsr.results.transfers import TRANSFER
+from benchsr.results.records import Record
+from benchsr.results.transfers import transferred
 from benchsr.threats.table import THREATS
-
-log = logging.getLogger(__name__)
 
 
 def write_leaderboard(
@@ -80,12 +77,3 @@ def _content(path: Path) -> bytes:
     with suppress(OSError):
         return path.read_bytes()
     return b""
-
-
-def transferred(folder: Path) -> list[Record]:
-    """Lines about transferred attacks that lie with the board in `folder`."""
-    path = folder / TRANSFER / "results.csv"
-    records, problems = read_results(path) if path.exists() else ([], [])
-    for problem in problems:
-        log.warning("%s: %s", path, problem)
-    return records

@@ -24,7 +24,6 @@ from benchsr.leaderboard.certified import Certificates, plot_sandwich, table4
 from benchsr.leaderboard.contrasts import Contrast, Help, contrasts, helps
 from benchsr.leaderboard.corruption import ERRORS, Profile, profiles
 from benchsr.leaderboard.defended import Defended, defended
-from benchsr.leaderboard.files import transferred
 from benchsr.leaderboard.flags import FLAGS, flags
 from benchsr.leaderboard.headline import Headline, make_headline
 from benchsr.leaderboard.optimality import optimality
@@ -79,7 +78,7 @@ from benchsr.metrics.quality import METRICS
 from benchsr.models.zoo import defended_cards
 from benchsr.results.records import Record, Status, flat, read_results
 from benchsr.results.singles import read_singles
-from benchsr.results.transfers import TRANSFER
+from benchsr.results.transfers import TRANSFER, transferred
 from benchsr.threats.table import GROUPS, THREATS
 
 if TYPE_CHECKING:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import itertools
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -177,6 +179,21 @@ def test_a_stopped_run_says_how_to_go_on(
     assert signal.getsignal(stop) is before
     assert call(monkeypatch, command) == 0
     assert "3 evaluations to do, 1 known already" in capsys.readouterr().out
+
+
+def test_a_module_is_imported_whole_before_a_command_stops(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ("import os, signal, time", "os.kill(os.getpid(), signal.SIGINT)", "time.sleep(0.2)", "whole = True")
+    (toy / "half.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(toy)
+
+    def slow(*_: object) -> None:
+        importlib.import_module("half")
+        time.sleep(10)
+        pytest.fail("it was not stopped")
+
+    monkeypatch.setattr("benchsr.site.build_site", slow)
+    assert call(monkeypatch, "site") == 130
+    assert sys.modules.pop("half").whole
 
 
 def test_what_the_system_refuses_is_an_error(
