@@ -6,14 +6,9 @@ Exit codes: 0 done, 1 some evaluations failed, 2 wrong usage or bad input, 130 a
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import sys
-import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -39,6 +34,7 @@ from benchsr.cli.options import (
     examples,
     out,
 )
+from benchsr.cli.stopping import stoppable
 from benchsr.train.cli import train
 
 if TYPE_CHECKING:
@@ -340,29 +336,6 @@ for _name, (_function, *_lines) in COMMANDS.items():
 app.add_typer(caches, name="cache")
 
 
-def _stop(asked: int, number: int, frame: FrameType | None) -> None:
-    if os.getpid() != asked:  # a forked process, such as one that loads training data: Ctrl-C is for its parent
-        if number == signal.SIGTERM:
-            os._exit(128 + number)
-        return
-    if _imports(frame):  # an exception would leave a module half imported, and libraries go on with such a one
-        again = threading.Timer(0.05, os.kill, (asked, number))
-        again.daemon = True
-        again.start()
-        return
-    signal.signal(number, signal.SIG_DFL)  # asked twice, go at once
-    raise Stopped(number)
-
-
-def _imports(frame: FrameType | None) -> bool:
-    """Whether what runs in `frame` is a module that a command imports."""
-    while frame and frame.f_code is not main.__code__:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
-        frame = frame.f_back
-    return False
-
-
 def main() -> None:
     """Entry point: errors that users can act on become one message and exit code 2, never a traceback."""
     logging.basicConfig(
@@ -370,23 +343,18 @@ def main() -> None:
         format="%(message)s",
         handlers=[RichHandler(console=err, show_time=False, show_path=False)],
     )
-    stop = partial(_stop, os.getpid())
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        app()
+        stoppable(app)
     except BenchsrError as error:
         err.print(f"[bold red]benchsr:[/] {escape(str(error))}", highlight=False)
         sys.exit(2)
     except Stopped as stopped:
-        err.print(f"benchsr: stopped; {stopped.how}", soft_wrap=True, markup=False)
+        err.print(f"\nbenchsr: stopped; {stopped.how}", soft_wrap=True, markup=False)  # a bar may stand half drawn
         sys.exit(128 + stopped.number)
     except OSError as error:  # a disk that is full, a folder that may not be read
         where = f"{error.filename}: " if error.filename else ""
         err.print(f"[bold red]benchsr:[/] {escape(where + (error.strerror or str(error)))}", highlight=False)
         sys.exit(2)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -221,7 +221,7 @@ def test_a_program_stopped_while_it_starts_goes_on(
         counts["kills"] += code == 128 + number or number is KILL
         if code == 128 + number:
             counts["tracebacks"] += "Traceback" in words
-            counts["without_words"] += not words.startswith("benchsr: stopped; ")
+            counts["without_words"] += not words.strip().startswith("benchsr: stopped; ")
         elif number is not KILL:  # before benchsr's own first line was run, or after it was done
             counts["before_or_after"] += 1
     finish(shop, "run", counts)
