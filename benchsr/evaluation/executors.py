@@ -495,13 +495,18 @@ def _ray(device: str, workers: int | None, timeout: float | None, address: str |
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Ray would put its handler of SIGTERM in the place of the run's, which says how to go on."""
-    before = signal.getsignal(signal.SIGTERM)
+    """Ray would put its handler of SIGTERM, which exits, in the place of the run's, which says how to go on."""
+    before, asked = signal.getsignal(signal.SIGTERM), False
     try:
         yield
+    except SystemExit as ended:
+        asked = ended.code == signal.SIGTERM
+        raise
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+            if asked:
+                signal.raise_signal(signal.SIGTERM)
 
 
 EXECUTORS: Registry[Callable[[str, int | None, float | None, str | None], Executor]] = Registry(
