@@ -206,12 +206,16 @@ def test_sigterm_while_ray_connects_is_answered_as_ever() -> None:
     def stop(number: int, _: object) -> None:
         raise Stopped(number)
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        with pytest.raises(Stopped), executors._own_sigterm():
+    def connect() -> None:
+        with executors._own_sigterm():
             signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray does
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(10)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(Stopped):
+            connect()
         assert signal.getsignal(signal.SIGTERM) is stop
     finally:
         signal.signal(signal.SIGTERM, before)
