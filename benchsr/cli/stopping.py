@@ -6,32 +6,42 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 
 from benchsr.base.errors import Stopped
+
+PATIENCE = 20.0
+"""Seconds for which a stop waits until a module is imported: libraries go on with what is half imported."""
 
 
 class _Stop:
     """What answers a signal: raises Stopped, once; a second signal ends the process."""
 
     def __init__(self) -> None:
-        self._asked = os.getpid()
+        self._process = os.getpid()
+        self._until: float | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._asked:  # forked, such as to load training data: Ctrl-C is for its parent
+        if os.getpid() != self._process:  # forked, such as to load training data: Ctrl-C is for its parent
             if number == signal.SIGTERM:
                 os._exit(128 + number)
-        elif _imports(frame):  # it would leave a module half imported, and libraries go on with such a one
+        elif _imports(frame) and self._may_wait():
             self._again(number)
         else:
             signal.signal(number, signal.SIG_DFL)
             raise Stopped(number)
 
+    def _may_wait(self) -> bool:
+        """Whether PATIENCE is left, from the first time on that this is asked."""
+        self._until = self._until or time.monotonic() + PATIENCE
+        return time.monotonic() < self._until
+
     def _again(self, number: int) -> None:
         """Answer the signal a moment later."""
         signal.signal(number, self)
-        later = threading.Timer(0.05, os.kill, (self._asked, number))
+        later = threading.Timer(0.05, os.kill, (self._process, number))
         later.daemon = True
         later.start()
 

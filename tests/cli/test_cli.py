@@ -217,6 +217,17 @@ def test_a_stop_comes_where_a_command_can_take_it(
     sys.modules.pop("half", None)
 
 
+def test_a_stop_does_not_wait_for_ever(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (toy / "half.py").write_text(HALF.replace("0.2", "20"))
+    monkeypatch.syspath_prepend(toy)
+    monkeypatch.setattr("benchsr.cli.stopping.PATIENCE", 0.2)
+    monkeypatch.setattr("benchsr.site.build_site", lambda *_: importlib.import_module("half"))
+    begun = time.monotonic()
+    assert call(monkeypatch, "site") == 130
+    assert time.monotonic() < begun + 10
+    assert "half" not in sys.modules
+
+
 def test_what_the_system_refuses_is_an_error(
     toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
