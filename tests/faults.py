@@ -97,7 +97,7 @@ class ToyMake:
         worker.load_network = _load_network  # type: ignore[attr-defined]
         if self.harsh:
             isolated.ANSWER_SECONDS = PATIENCE
-            worker.free_bytes = lambda device: SCARCE  # type: ignore[attr-defined]
+            worker.free_bytes = lambda device: int(SCARCE / share)  # type: ignore[attr-defined]
         made = self.make(device, share=share)
         for name, value in self.cache.items():
             setattr(cache, name, value)

@@ -21,6 +21,7 @@ import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from math import inf
 from multiprocessing.connection import Connection
 from typing import IO, Any
 
@@ -102,7 +103,7 @@ class _Process:
         )
         theirs.close()
         self.pipe = Connection(ours.detach())
-        self.taken = self.memory()
+        self.taken: float = inf  # until its imports are done: these are ours
         self._printed: deque[bytes] = deque(maxlen=2)
         threading.Thread(target=_drain, args=(self._process.stdout, self._printed), daemon=True).start()
         self.end = weakref.finalize(self, _end, self._process, token, self.pipe)
@@ -140,9 +141,14 @@ def _end(process: subprocess.Popen[bytes], token: str, pipe: Connection) -> None
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    kill_marked(token)
+
+
+def kill_marked(token: str) -> None:
+    """Kill all other processes that have this cookie."""
     for other in psutil.process_iter():
         with suppress(psutil.Error):
-            if other.environ().get(COOKIE) == token:
+            if other.environ().get(COOKIE) == token and other.pid != os.getpid():
                 other.kill()
 
 
@@ -179,6 +185,8 @@ class Isolated(Elsewhere):
             raise ModelError(f"{self._deaths[-1]}; after {LIVES} processes no other one is started")
         self._process = started = _Process()
         try:
+            self._ask(None, START_SECONDS, 0)
+            started.taken = started.memory()
             said, _ = self._ask(self._about, START_SECONDS, 0)
             if self.key not in (None, said.get("key")):
                 raise ModelError(
@@ -197,12 +205,16 @@ class Isolated(Elsewhere):
         return started
 
     def _ask(
-        self, request: Mapping[str, Any], seconds: float, most: int, **tensors: Tensor
+        self, request: Mapping[str, Any] | None, seconds: float, most: int, **tensors: Tensor
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The answer to a request, of `most` bytes at most. Raises ModelError, or InputError where the network does."""
+        """The answer to a request, of `most` bytes at most; to none: that the process is there.
+
+        Raises ModelError, or InputError where the network does.
+        """
         process = self._running()
         try:
-            send(process.pipe, request, **tensors)
+            if request is not None:
+                send(process.pipe, request, **tensors)
             self._wait(process, seconds)
             said, answers = receive(process.pipe, most + MOST_SAID)
         except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from benchsr.base.errors import BenchsrError, InputError, ModelError
 from benchsr.base.inference import checkpoint_blocks, full_float32
 from benchsr.base.inner import inner_gradients
-from benchsr.models.isolated import receive, send
+from benchsr.models.isolated import COOKIE, kill_marked, receive, send
 from benchsr.models.live import live
 from benchsr.models.network import load_network, network_bytes
 
@@ -118,7 +118,7 @@ class _Collector(logging.Handler):
 
 def main(pipe_number: int, parent: int) -> None:
     """Make the network that the first message tells of, and answer until the parent is gone."""
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent, os.environ[COOKIE]), daemon=True).start()
     with suppress(OSError):  # where memory runs out, this process goes first
         Path("/proc/self/oom_score_adj").write_text("1000")
     pipe = Connection(socket.socket(fileno=pipe_number).detach())
@@ -126,6 +126,7 @@ def main(pipe_number: int, parent: int) -> None:
     logging.getLogger("benchsr").addHandler(logged)
     server: _Server | None = None
     with suppress(EOFError, OSError):
+        send(pipe, {})  # all is imported; from here on memory is the stranger's
         while True:
             said, tensors = receive(pipe)
             told: dict[str, Any]
@@ -144,8 +145,9 @@ def main(pipe_number: int, parent: int) -> None:
             send(pipe, {**told, "warnings": logged.taken()}, **answers)
 
 
-def _end_with(parent: int) -> None:
-    """End this process, and those of its session, once the parent is gone."""
+def _end_with(parent: int, token: str) -> None:
+    """End this process, and all that it started, once the parent is gone."""
     while os.getppid() == parent:
         time.sleep(1)
+    kill_marked(token)
     os.killpg(0, signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -55,14 +56,21 @@ def invited(bench: ToyBench, names: list[str], executor: Executor) -> tuple[pd.D
         trust_code=True,
     )
     assert (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()) == settings
-    left = [p.cmdline() for p in psutil.process_iter() if environ(p).get(TRIAL) == str(bench.folder)]
+    until = time.monotonic() + 20
+    while (left := started(bench)) and time.monotonic() < until:
+        time.sleep(0.2)
     return bench.table("without"), bench.table("with"), [f"left: {command}" for command in left]
 
 
-def environ(process: psutil.Process) -> dict[str, str]:
-    with suppress(psutil.Error):
-        return dict(process.environ())
-    return {}
+def started(bench: ToyBench) -> list[str]:
+    """Processes that a run has started, and that run; but for Python's own, which serves this one."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            command = " ".join(process.cmdline())
+            if process.environ().get(TRIAL) == str(bench.folder) and "resource_tracker" not in command:
+                found.append(command)
+    return found
 
 
 def judged(bench: ToyBench, without: pd.DataFrame, found: pd.DataFrame, names: list[str]) -> list[str]:
