@@ -36,13 +36,13 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     made.shutdown()
 
 
-def start(bench: ToyBench, cluster: Any) -> subprocess.Popen[bytes]:
-    """`benchsr run` with two workers, a second for each evaluation; once four lines are there."""
+def start(bench: ToyBench, cluster: Any, seconds: float = 1.0) -> subprocess.Popen[bytes]:
+    """`benchsr run` with two workers, and `seconds` for each evaluation; once four lines are there."""
     where = bench.folder
     models = f"bicubic,{where / 'toy-a.toml'},{where / 'toy-b.toml'}"
     command = f"run --protocol {where / 'toy.toml'} --models {models} --out {where / 'out'} --cache {where / 'cache'}"
     command += f" --device cpu --executor ray --workers 2 --ray-address {cluster.address}"
-    program = [sys.executable, "-c", "import faults; faults.command_line(seconds=1.0)", *command.split()]
+    program = [sys.executable, "-c", f"import faults; faults.command_line({seconds=})", *command.split()]
     with (where / "said").open("wb") as said:
         run = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=said, env={**os.environ, "COLUMNS": "400"})
     while run.poll() is None and lines(bench) < 5:
@@ -89,7 +89,7 @@ def test_a_node_is_lost(bench: ToyBench, cluster: Any, record_property: Note) ->
 
 def test_the_head_is_lost(bench: ToyBench, cluster: Any, record_property: Note) -> None:
     """The head of the cluster killed in the middle of a run, which ends, and is given again without the cluster."""
-    run = start(bench, cluster)
+    run = start(bench, cluster, seconds=3.0)  # else it is done before the head is missed
     for processes in list(cluster.head_node.all_processes.values()):
         for each in processes:
             each.process.kill()
