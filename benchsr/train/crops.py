@@ -163,7 +163,7 @@ def _end_without_words(_: int) -> None:
     """Let a process that makes batches print no traceback when the training that it hands them to is killed."""
 
     def answer(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-        if not isinstance(error, ConnectionError):
+        if not isinstance(error, (ConnectionError, EOFError)):
             sys.__excepthook__(kind, error, where)
 
     sys.excepthook = answer
