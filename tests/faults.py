@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -201,9 +201,18 @@ def make_bench(folder: Path, n_images: int) -> ToyBench:
     return ToyBench(folder)
 
 
+def started(is_one: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+    """Processes that descend from this one, live and are what was asked for; those that die meanwhile are not."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and is_one(process):
+                found.append(process)
+    return found
+
+
 def ray_workers() -> list[psutil.Process]:
-    found = psutil.Process().children(recursive=True)
-    return [p for p in found if p.status() != psutil.STATUS_ZOMBIE and p.name().startswith("ray::_RayWorker")]
+    return started(lambda process: process.name().startswith("ray::_RayWorker"))
 
 
 Note = Callable[[str, object], None]

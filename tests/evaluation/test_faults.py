@@ -12,14 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
 import torch
-from faults import Note, ToyBench, ToyExecutor, compare, make_bench, needs_ray, ray_workers
+from faults import Note, ToyBench, ToyExecutor, compare, make_bench, needs_ray, ray_workers, started
 
 from benchsr.base.errors import InputError
 from benchsr.evaluation import executors
@@ -106,12 +105,7 @@ class Reaper:
 
 
 def spawned() -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process().children():
-        with suppress(psutil.Error):  # it has just died
-            if "spawn_main" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+    return started(lambda process: "spawn_main" in " ".join(process.cmdline()))
 
 
 @pytest.mark.slow
