@@ -78,8 +78,10 @@ def read_trial(case: ET.Element) -> Trial:
     what = counts.pop("trial", "") or case.attrib["name"].partition("[")[0].removeprefix("test_").replace("_", " ")
     about = counts.pop("about", "")
     outcome = ""
-    if case.find("failure") is not None or case.find("error") is not None:
-        outcome = "**failed**"
+    failures = [*case.iterfind("failure"), *case.iterfind("error")]
+    if failures:
+        message, _, _ = failures[0].attrib.get("message", "").partition("\n")
+        outcome = f"**failed**: {escape(message[:100])}"
     elif (skipped := case.find("skipped")) is not None:
         outcome = f"not run: {escape(skipped.attrib.get('message', ''))}"
     name = "/".join([*package.split("."), f"{module}.py"])
@@ -113,7 +115,7 @@ def page(log: Path) -> str:
             made_on=properties(suite),
             minutes=f"{float(suite.attrib['time']) / 60:.0f}",
             n=len(trials),
-            failed=sum(t.outcome == "**failed**" for t in trials),
+            failed=sum(t.outcome.startswith("**failed**") for t in trials),
             skipped=sum(t.outcome.startswith("not run") for t in trials),
             sums=sums,
             sections=sections(trials),
@@ -124,10 +126,12 @@ def page(log: Path) -> str:
 
 
 def without_host(log: Path) -> None:
-    """Take the machine's name out of a log: it is nobody's business."""
+    """Take the machine's name and folders out of a log: they are nobody's business."""
     tree = ET.parse(log)
     for suite in tree.getroot().iter("testsuite"):
         suite.attrib.pop("hostname", None)
+    for failure in tree.getroot().iter("failure"):
+        failure.text = None  # a traceback; what went wrong is in its message
     tree.write(log, encoding="utf-8", xml_declaration=True)
 
 

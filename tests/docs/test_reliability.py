@@ -17,7 +17,8 @@ MADE_UP = """<?xml version="1.0" encoding="utf-8"?>
 <testcase classname="tests.a.test_one" name="test_more" time="1"><properties>
 <property name="about" value="What one is about." /><property name="kills" value="3" />
 <property name="lost" value="1" />
-<property name="odd_count" value="7" /></properties><failure message="lost" /></testcase>
+<property name="odd_count" value="7" /></properties>
+<failure message="lost&#10;more">/of-mine/x.py: lost</failure></testcase>
 <testcase classname="tests.test_two" name="test_ray" time="0"><skipped message="no Ray" /></testcase>
 </testsuite></testsuites>
 """
@@ -38,5 +39,5 @@ def test_every_count_finds_its_place(tmp_path: Path) -> None:
     assert "kills 23, lost 1." in said
     assert "| trial |  | kills | lost | s |" in said
     assert r"| Killed \| resumed |  | 20 | 0 | 60 |" in said
-    assert "| more | **failed**; odd count: 7 | 3 | 1 | 1 |" in said
+    assert "| more | **failed**: lost; odd count: 7 | 3 | 1 | 1 |" in said
     assert "| ray | not run: no Ray | 0 |" in said

@@ -199,8 +199,9 @@ def test_what_a_stop_says_stands_on_a_line_of_its_own_below_the_bar(
     card = toy_card(tmp_path, "toy-t", more=RECIPE)
     command = f"train {card} --data {folder} --out {tmp_path / 'out'} --device cpu --precision fp32 --workers 0"
     assert call(monkeypatch, command) == 143
-    *_, bar, last = capfd.readouterr().err.replace("\r", "\n").strip().splitlines()
+    *_, bar, empty, last = capfd.readouterr().err.replace("\r", "\n").strip().splitlines()
     assert bar.startswith("toy-t ")
+    assert not empty
     assert last.startswith("benchsr: stopped; ")
 
 
