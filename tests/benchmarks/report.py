@@ -71,7 +71,7 @@ def speed(cases: list[Case]) -> str:
             row += [f"{statistics.median(t['seconds'] for t in case['times'][c]):.3g} s" for c in ("plain", name)]
             row += [f"{ratio(case, name):.2f}", f"{ratio(case, name, 'cpu_seconds'):.2f}"]
             row.append(f"{loss_ratio(case, name):.3f}" if "strength" in case else "")
-            row.append("" if name == "bf16" else f"{of_product(case, name):.0%}")
+            row.append(f"{of_product(case, name):.0%}" if name != "bf16" and "flop" in case else "")
             rows.append([*row, f"{case['load']:.1f}"])
     head = [
         "network",
