@@ -130,8 +130,9 @@ def without_host(log: Path) -> None:
     tree = ET.parse(log)
     for suite in tree.getroot().iter("testsuite"):
         suite.attrib.pop("hostname", None)
-    for failure in tree.getroot().iter("failure"):
-        failure.text = None  # a traceback; what went wrong is in its message
+    for kind in ("failure", "error"):
+        for found in tree.getroot().iter(kind):
+            found.text = None  # a traceback; what went wrong is in its message
     tree.write(log, encoding="utf-8", xml_declaration=True)
 
 

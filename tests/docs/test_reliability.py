@@ -20,6 +20,7 @@ MADE_UP = """<?xml version="1.0" encoding="utf-8"?>
 <property name="odd_count" value="7" /></properties>
 <failure message="lost&#10;more">/of-mine/x.py: lost</failure></testcase>
 <testcase classname="tests.test_two" name="test_ray" time="0"><skipped message="no Ray" /></testcase>
+<testcase classname="tests.test_two" name="test_set_up" time="0"><error message="none">/of-mine/y.py</error></testcase>
 </testsuite></testsuites>
 """
 
@@ -35,7 +36,7 @@ def test_every_count_finds_its_place(tmp_path: Path) -> None:
     without_host(log)
     assert "of-mine" not in log.read_text()
     said = page(log)
-    assert "Python 3.11.7, torch 2.11, AVX2 instructions, 2 cores: 3 trials in 2 min, 1 failed, 1 not run" in said
+    assert "Python 3.11.7, torch 2.11, AVX2 instructions, 2 cores: 4 trials in 2 min, 2 failed, 1 not run" in said
     assert "kills 23, lost 1." in said
     assert "| trial |  | kills | lost | s |" in said
     assert r"| Killed \| resumed |  | 20 | 0 | 60 |" in said
