@@ -76,6 +76,7 @@ def test_malformed_images(count: int, tmp_path: Path, record_property: Record) -
     good = [picture(kind) for kind in ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")]
     survey = Survey(tmp_path, path, use_image, f"upscale {path} --model bicubic --out {tmp_path}/out.png")
     survey.run(binaries(*good), count + len(BOMBS), [*BOMBS, *EXTREMES[:3]]).record(record_property)
+    assert survey.refused
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "pipe", "."])
@@ -123,6 +124,7 @@ def test_malformed_data_cards(count: int, tmp_path: Path, record_property: Recor
     contents = tables(tomlkit.parse(DATA_CARD).unwrap(), tomlkit.dumps) | texts(DATA_CARD.encode())
     survey = Survey(tmp_path, path, use_data_card, f"run --models bicubic --dataset {path} --out {tmp_path}/out")
     survey.run(contents, count, extremes).record(record_property)
+    assert survey.refused
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -138,6 +140,7 @@ def test_malformed_manifests(count: int, tmp_path: Path, record_property: Record
         names=(f"{tmp_path}/from lacks",),
     )
     survey.run(texts(good.encode()), count, EXTREMES).record(record_property)
+    assert survey.refused
 
 
 def archive(*entries: tuple[str | zipfile.ZipInfo, bytes], how: int = zipfile.ZIP_DEFLATED) -> bytes:

@@ -270,7 +270,7 @@ def test_ray_gives_the_figures_of_this_process(
     bench: ToyBench, workers: int, ray_cores: None, record_property: Note
 ) -> None:
     """Ray against this process: equal to the last digit."""
-    bench.run("out", ToyExecutor(load_executor("ray", "cpu", workers)))
+    assert not bench.run("out", ToyExecutor(load_executor("ray", "cpu", workers))).failures
     record_property("workers", workers)
     compare(bench, "out", record_property)
 

@@ -42,6 +42,7 @@ def test_malformed_protocols(count: int, tmp_path: Path, record_property: Record
     )
     contents = tables(tomlkit.parse(good.decode()).unwrap(), tomlkit.dumps) | texts(good)
     survey.run(contents, count + len(extremes), extremes).record(record_property)
+    assert survey.refused
 
 
 @pytest.fixture

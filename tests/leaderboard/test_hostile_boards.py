@@ -62,6 +62,7 @@ def test_malformed_boards(name: str, count: int, board: Path, tmp_path: Path, re
     path = board / name
     survey = Survey(tmp_path, path, use_board, exporting("table1", board), names=("is no table of",))
     survey.run(DAMAGE[name](path.read_bytes()), count, [*EXTREMES, *HUGE]).record(record_property)
+    assert survey.refused
 
 
 def measured() -> pd.DataFrame:
@@ -95,6 +96,7 @@ def test_malformed_costs(count: int, board: Path, tmp_path: Path, record_propert
         exporting("costs", board),
     )
     survey.run(texts(good), count, [*EXTREMES, *HUGE]).record(record_property)
+    assert survey.refused
 
 
 @pytest.mark.parametrize("count", COUNTS)

@@ -46,6 +46,7 @@ def test_malformed_cards(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyP
     survey = Survey(tmp_path, path, use_card, f"show {path}")
     contents = tables(tomlkit.parse(good.decode()).unwrap(), tomlkit.dumps) | texts(good)
     survey.run(contents, count, extremes).record(record_property)
+    assert survey.refused
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "pipe", "."])
@@ -74,6 +75,7 @@ def test_malformed_weights(
 
     survey = Survey(tmp_path, path, use, f"show {path}", names=("weights: ", "made (1, 3"))
     survey.run(binaries(path.read_bytes()), count, EXTREMES[:3]).record(record_property)
+    assert survey.refused
 
 
 def adapter(values: float = 0.1, rank: str = "2", alpha: str = "1", inner: tuple[int, ...] = (2, 4, 3, 3)) -> bytes:

@@ -273,6 +273,7 @@ def test_damage_ends_in_an_error_that_names_the_file(
     files = (tmp_path / "model.json", *(tmp_path / shard for shard in SHARDS))
     survey = Survey(tmp_path, files[0], lambda _: read_tfjs(files), names=("model.json",))
     survey.run(jsons(toy_model()), count, EXTREMES).record(record_property)
+    assert survey.refused
 
 
 def test_another_scale_than_the_cards_is_named(tmp_path: Path) -> None:
