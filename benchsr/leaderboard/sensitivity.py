@@ -60,7 +60,7 @@ def read_sensitivity(folder: Path) -> pd.DataFrame:
         return unmeasured()
     data = read_table(path, TYPES, "make it with: benchsr sensitivity")
     data = data.assign(
-        reason=data["reason"].fillna("").astype(str) if "reason" in data else ""
+        reason=data["reason"].astype(object).fillna("").astype(str) if "reason" in data else ""
     )  # older files have none
     return data[list(COLUMNS)]
 
