@@ -242,6 +242,11 @@ def plot(cases: list[Case], file: Path) -> None:
             points = [(c["job"][field], statistics.median(t["seconds"] for t in c["times"][name])) for c in own_cases]
             axis.plot(*zip(*points, strict=True), marker="o", label=name)
         axis.set(xscale="log", yscale="log", xlabel=label, ylabel="seconds")
+        sizes = [case["job"][field] for case in own_cases]
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.set_xticks([], minor=True)
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
         axis.legend(fontsize=8)
     figure.savefig(file, dpi=110)
     plt.close(figure)
