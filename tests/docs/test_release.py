@@ -54,6 +54,27 @@ def test_what_the_wheel_holds_stays_below_100_mb() -> None:
     assert sum(sizes) < 100e6
 
 
+def test_the_image_is_given_all_that_the_wheel_is_made_of() -> None:
+    given = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    wheel, project = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"], PYPROJECT["project"]
+    needed = [
+        *wheel["packages"],
+        *wheel["force-include"],
+        project["readme"],
+        *project["license-files"],
+        "pyproject.toml",
+    ]
+    assert given[0] == "*"
+    assert {f"!{path}" for path in needed} == set(given[1:])
+
+
+def test_anybody_may_write_where_the_image_keeps_files() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    open_to_all = set(re.findall(r"mkdir -m 1777 (.+)", dockerfile)[0].split())
+    folders = re.findall(r"^(?:VOLUME|WORKDIR) (.+)$|BENCHSR_CACHE=(\S+)", dockerfile, flags=re.MULTILINE)
+    assert {first or second for first, second in folders} == open_to_all
+
+
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflows_parse_and_so_do_their_scripts(workflow: Path) -> None:
     jobs: dict[str, Any] = yaml.safe_load(workflow.read_text(encoding="utf-8"))["jobs"]
