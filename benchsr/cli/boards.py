@@ -11,16 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchsr.base.files import write_atomic
-from benchsr.cli.options import MISSING, Device, Models, OutDir, ProtocolName, err, out
+from benchsr.cli.options import MISSING, Device, Leaderboards, Models, OutDir, ProtocolName, err, out
 
 
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A model of the board; or the folder of a board.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Another model; or another board.")],
     protocol: ProtocolName = "quick",
-    leaderboards: Annotated[Path, typer.Option(help="Folder that holds <protocol>/results.csv.")] = Path(
-        "leaderboards"
-    ),
+    leaderboards: Leaderboards = Path("leaderboards"),
     out_dir: Annotated[
         Path | None, typer.Option("--out", help="Folder that gets compare.csv, compare.md and plots.")
     ] = None,
@@ -46,9 +44,7 @@ def export(
     name: Annotated[str, typer.Argument(metavar="TABLE", help="A table of the board; or a model, for its page.")],
     form: Annotated[str, typer.Option("--format", help="latex, csv, parquet, markdown or html.")] = "markdown",
     protocol: ProtocolName = "quick",
-    leaderboards: Annotated[Path, typer.Option(help="Folder that holds <protocol>/results.csv.")] = Path(
-        "leaderboards"
-    ),
+    leaderboards: Leaderboards = Path("leaderboards"),
     out_file: Annotated[Path | None, typer.Option("--out", help="File to write. Default: the terminal.")] = None,
     missing: Annotated[bool, typer.Option("--missing", help=MISSING)] = False,
 ) -> None:
@@ -68,9 +64,7 @@ def costs(
     models: Models = "all",
     lr_side: Annotated[int, typer.Option(help="LR pixels a side that costs are stated for.")] = 64,
     protocol: ProtocolName = "quick",
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder that holds <protocol>/results.csv.")] = Path(
-        "leaderboards"
-    ),
+    out_dir: OutDir = Path("leaderboards"),
     device: Device = "auto",
 ) -> None:
     """Measure what an answer costs: parameters, MACs, passes, memory, seconds; costs.csv and Pareto plots."""

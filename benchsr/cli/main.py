@@ -25,6 +25,7 @@ from benchsr.cli.options import (
     CacheFolder,
     DatasetName,
     Device,
+    Leaderboards,
     Models,
     OutDir,
     ProtocolName,
@@ -159,9 +160,7 @@ def report(
 
 
 def site(
-    leaderboards: Annotated[Path, typer.Option(help="Folder that holds <protocol>/results.csv.")] = Path(
-        "leaderboards"
-    ),
+    leaderboards: Leaderboards = Path("leaderboards"),
     out_dir: Annotated[Path, typer.Option("--out", help="Folder that gets the page.")] = Path("site"),
     serve: Annotated[bool, typer.Option("--serve", help="Then show it at http://127.0.0.1:8000.")] = False,
 ) -> None:
@@ -203,7 +202,7 @@ def submit(
     card: Annotated[Path, typer.Argument(metavar="CARD.toml", help="The model's card.")],
     protocol: ProtocolName = "quick",
     out_file: Annotated[
-        Path | None, typer.Option("--out", help="The pull request's text. Default: <id>-pull-request.md.")
+        Path | None, typer.Option("--out", help="The pull request's text. Default: ID-pull-request.md.")
     ] = None,
     device: Device = "auto",
 ) -> None:

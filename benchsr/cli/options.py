@@ -34,7 +34,9 @@ Seed = Annotated[int | None, typer.Option(help="Seed of all random draws. Defaul
 CacheFolder = Annotated[
     str | None, typer.Option(help="Folder, or fsspec address, of attacked images. Default: in the user's cache.")
 ]
-OutDir = Annotated[Path, typer.Option("--out", help="Folder of leaderboards, which holds <protocol>/results.csv.")]
+BOARDS = "Folder of leaderboards, which holds PROTOCOL/results.csv."
+OutDir = Annotated[Path, typer.Option("--out", help=BOARDS)]
+Leaderboards = Annotated[Path, typer.Option("--leaderboards", help=BOARDS)]
 MISSING = "Show rows and columns without figures too, not only in one line."
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A setting of the threat, as name=value. Repeat for more.")

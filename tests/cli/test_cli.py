@@ -6,6 +6,7 @@ import errno
 import importlib
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,8 +19,10 @@ from conftest import tiny_rrdb
 from PIL import Image
 from safetensors.torch import save_file
 from toys import FakeLpips, call, photos, protocol, toy_card
+from typer.main import get_command
 
 from benchsr.base.errors import InputError
+from benchsr.cli.main import COMMANDS, app
 from benchsr.cli.options import parse_settings
 from benchsr.data.images import read_image
 from benchsr.defences.table import load_model
@@ -133,10 +136,20 @@ def test_an_attack_takes_the_scale_of_weights_without_a_card(
     assert Image.open(toy / "a-sr.png").size == (64, 64)
 
 
-@pytest.mark.parametrize("command", ["", "run", "list", "show", "fetch", "attack", "upscale", "report"])
-def test_help_has_examples(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_every_word_about_every_option_and_has_examples(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def letters(text: str) -> str:
+        return re.sub(r"[^\w.,:;/<>=+-]", "", text)  # lines are wrapped and boxed, quotes are drawn as code
+
+    monkeypatch.setenv("COLUMNS", "200")
     assert call(monkeypatch, f"{command} --help") == 0
-    assert "benchsr" in capsys.readouterr().out
+    shown = letters(capsys.readouterr().out)
+    options = get_command(app).commands[command].params  # type: ignore[attr-defined]
+    texts = [*COMMANDS[command][1:], *(option.help for option in options)]
+    assert [text for text in texts if letters(text) not in shown] == []
+    assert any("benchsr " in text for text in texts)
 
 
 @pytest.mark.parametrize("command", ["", "--help", "run --help", "certify --help", "train --help", "list models"])
