@@ -1,4 +1,4 @@
-"""Text for people to read: Markdown whose strange words are made safe, and templates."""
+"""Text for people to read: Markdown whose strange words are made safe, templates, and tables of the terminal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from rich.table import Table
 
 
 def escape(text: object) -> str:
@@ -21,6 +22,22 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric
     """A GitHub Markdown table of cells that are Markdown already; columns from `numeric_from` on are aligned right."""
     rule = ["---" if i < numeric_from else "---:" for i in range(len(header))]
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *rows])
+
+
+def terminal_table(*columns: str, title: str | None = None) -> Table:
+    """An empty table of the terminal: no frame but a rule under its head, which leaves the width to what is told."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    return Table(
+        *columns,
+        title=title,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
 
 
 @cache

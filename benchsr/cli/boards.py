@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from benchsr.base.files import write_atomic
+from benchsr.base.text import terminal_table
 from benchsr.cli.options import MISSING, Device, Leaderboards, Models, OutDir, ProtocolName, err, out
 
 
@@ -28,7 +28,7 @@ def compare(
 
     comparison = compare_named(a, b, protocol, leaderboards)
     for title, rows in comparison.sections():
-        table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+        table = terminal_table(title=title)
         for column in HEADER:
             table.add_column(column, justify="left" if column == "threat" else "right", overflow="fold")
         for row in rows:
@@ -82,7 +82,7 @@ def costs(
     cards = select_cards(models, read_leaderboard(board, zoo()).protocol.scale)
     rows = cost_table(cards, lr_side, pick_device(device))
     data = write_costs(board, track(rows, "Costs", total=len(cards), console=err))
-    table = Table("model", *(title for title, _ in COST_COLUMNS.values()), box=None, padding=(0, 1, 0, 0))
+    table = terminal_table("model", *(title for title, _ in COST_COLUMNS.values()))
     for model, line in zip(data["model"], cost_cells(data), strict=True):
         table.add_row(escape(model), *line)
     out.print(table, highlight=False)
@@ -139,11 +139,11 @@ def sensitivity(
     for model, why in work.lacking.items():
         out.print(f"{model}: {why}", markup=False, highlight=False)
     rewrite(protocol, out=out_dir)
-    table = Table("model", "singular value", "gain, low", "gain, high", "images", box=None, padding=(0, 1, 0, 0))
+    table = terminal_table("model", "singular value", "gain, low", "gain, high", "images")
     read = read_leaderboard(board, zoo())
     for s in {s.card.id: s for family in read.sensitivities.values() for s in family}.values():
         table.add_row(escape(s.card.id), digits(s.singular), digits(s.low), digits(s.high), str(s.images))
-    least = Table("model", "costs 3 dB: linf / 255", "l2", "images", box=None, padding=(0, 1, 0, 0))
+    least = terminal_table("model", "costs 3 dB: linf / 255", "l2", "images")
     for sought in {s.card.id: s for family in read.smallest.values() for s in family}.values():
         least.add_row(escape(sought.card.id), *map(escape, sought.cells), str(sought.images))
     for shown in (table, least):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from benchsr.base.errors import InputError
 from benchsr.base.registry import Registry
-from benchsr.cli.options import out
+from benchsr.base.text import terminal_table
+from benchsr.cli.options import err, out
 
 if TYPE_CHECKING:
     from benchsr.data.cards import DataCard
@@ -33,7 +34,9 @@ def _scales(scales: Sequence[int | str]) -> str:
 def _models(cards: Registry[Card]) -> Rows:
     from benchsr.models.zoo import availability
 
-    return ((card.id, card.title, card.family, _scales([card.scale]), availability(card)[1]) for card in cards.values())
+    for card in cards.values():
+        state, _, _ = availability(card)[1].partition(":")
+        yield card.id, card.title, card.family, _scales([card.scale]), state
 
 
 def _threats(threats: Registry[ThreatSpec]) -> Rows:
@@ -88,12 +91,13 @@ def list_entries(
     entries: Registry[Any] = found if isinstance(found, Registry) else found()
     listed = list(rows(entries))
     brought = entries.origins(row[0] for row in listed)
-    table = Table()
+    table = terminal_table()
     for column in (*columns, *["from"] * bool(brought)):
-        table.add_column(column, no_wrap=column == "id")
+        table.add_column(column, no_wrap=column == "id", overflow="fold")
     for row in listed:
         table.add_row(*row, *[brought.get(row[0], "benchsr")] * bool(brought))
     out.print(table)
+    err.print("benchsr show ID has all about one", highlight=False)
 
 
 def show(
@@ -120,11 +124,13 @@ def show(
         spec = THREATS[entry]
         out.print({"threat": entry, "title": spec.title, "kind": spec.kind, "settings": spec.defaults})
         if spec.make is not None:
-            out.print("\n\n".join(filter(None, (spec.line, inspect.getdoc(spec.make)))), highlight=False)
+            out.print(_prose("\n\n".join(filter(None, (spec.line, inspect.getdoc(spec.make))))), highlight=False)
     elif entry in METRICS:
         metric = METRICS[entry]
         out.print({"metric": entry, "title": metric.title, "unit": metric.unit, "asks": metric.asks})
-        out.print(f"{inspect.getdoc(metric.function) or metric.details}\n{metric.direction}.", highlight=False)
+        out.print(
+            _prose(inspect.getdoc(metric.function) or metric.details), f"{metric.direction}.", sep="\n", highlight=False
+        )
     elif entry in DEFENCES:
         defence = DEFENCES[entry]
         out.print({"defence": entry, "title": defence.title, "random": defence.random, "settings": defence.defaults})
@@ -136,6 +142,11 @@ def show(
     else:
         known = [*zoo(), *THREATS, *METRICS, *DEFENCES, *DATASETS, *protocols()]
         Registry("entry", dict.fromkeys(known))[entry]
+
+
+def _prose(text: str) -> str:
+    """Paragraphs without the line breaks that they have in the code."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", text)
 
 
 def _recognised(card: Card) -> dict[str, object]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
+from benchsr.base.text import terminal_table
 from benchsr.cli.options import (
     CacheFolder,
     Device,
@@ -46,7 +46,7 @@ def attack(
         done = attack_image(card, chosen, sample, device, seed or 0)
     sr_file = out_file.with_name(f"{out_file.stem}-sr.png")
     done.save(out_file, sr_file)
-    table = Table("", "before", "after")
+    table = terminal_table("", "before", "after")
     for name, before, after in done.rows():
         table.add_row(name, before, after)
     out.print(table)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from benchsr.base.text import terminal_table
 from benchsr.leaderboard.scores import NOT_RUN, Cell, brief, make_grid
 from benchsr.leaderboard.tables import FAMILIES, LAYOUTS, CardInfo, blanks, family_cards
 from benchsr.metrics.quality import METRICS
@@ -75,7 +75,7 @@ def _fitting(threats: Mapping[str, int], label: int, width: int) -> Iterator[lis
 
 
 def _brief_table(threats: Sequence[str], models: Sequence[str], figures: Mapping[tuple[str, str], str]) -> Table:
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table = terminal_table()
     table.add_column("model", no_wrap=True)
     for threat in threats:
         table.add_column(threat, justify="right", no_wrap=True)

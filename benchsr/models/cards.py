@@ -170,7 +170,7 @@ class ManualSource(Table):
     def state(self, folder: Path) -> tuple[bool, str]:
         """Whether the user has put the file there, and in words."""
         here = (cache_dir() / "weights" / self.file).is_file()
-        return here, f"{'here' if here else 'by hand, see benchsr show'}: {self.file}"
+        return here, f"{'here' if here else 'by hand'}: {self.file}"
 
 
 class AdapterSource(Table):

