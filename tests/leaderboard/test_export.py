@@ -196,7 +196,7 @@ def test_costs_command(board: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert call(monkeypatch, "costs --models bicubic --lr-side 8 --protocol toy") == 0
     shown = capsys.readouterr().out
     assert "8 x 8 pixels" in shown
-    assert shown.splitlines()[1].split()[:3] == ["bicubic", "0.00", "0.00"]
+    assert shown.splitlines()[2].split()[:3] == ["bicubic", "0.00", "0.00"]
     assert pd.read_csv(board / "costs.csv").loc[0, "model"] == "bicubic"
     (board / "costs.csv").write_text("model,price\nbicubic,3\n")
     assert call(monkeypatch, "costs --models bicubic --lr-side 8 --protocol toy") == 2
