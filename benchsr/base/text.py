@@ -24,20 +24,26 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *rows])
 
 
-def terminal_table(*columns: str, title: str | None = None) -> Table:
-    """An empty table of the terminal: no frame but a rule under its head, which leaves the width to what is told."""
+def terminal_table(*columns: str, title: str | None = None, gap: int = 2, figures: bool = True) -> Table:
+    """An empty table of the terminal: no frame but a rule under its head, which leaves the width to what is told.
+
+    The first column has names, which are kept whole; the others figures, aligned right, or words, which are wrapped.
+    `gap`: characters between two columns, at least 1.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    return Table(
-        *columns,
+    table = Table(
         title=title,
         title_justify="left",
         box=SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=(0, gap - 1, 0, 0),
     )
+    for i, column in enumerate(columns):
+        table.add_column(column, no_wrap=i == 0, overflow="fold", justify="right" if figures and i else "left")
+    return table
 
 
 @cache

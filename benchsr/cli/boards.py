@@ -28,9 +28,7 @@ def compare(
 
     comparison = compare_named(a, b, protocol, leaderboards)
     for title, rows in comparison.sections():
-        table = terminal_table(title=title)
-        for column in HEADER:
-            table.add_column(column, justify="left" if column == "threat" else "right", overflow="fold")
+        table = terminal_table(*HEADER, title=title, gap=1)
         for row in rows:
             table.add_row(*map(escape, row))
         out.print(table, highlight=False)
@@ -82,7 +80,7 @@ def costs(
     cards = select_cards(models, read_leaderboard(board, zoo()).protocol.scale)
     rows = cost_table(cards, lr_side, pick_device(device))
     data = write_costs(board, track(rows, "Costs", total=len(cards), console=err))
-    table = terminal_table("model", *(title for title, _ in COST_COLUMNS.values()))
+    table = terminal_table("model", *(title for title, _ in COST_COLUMNS.values()), gap=1)
     for model, line in zip(data["model"], cost_cells(data), strict=True):
         table.add_row(escape(model), *line)
     out.print(table, highlight=False)

@@ -92,9 +92,7 @@ def list_entries(
     entries: Registry[Any] = found if isinstance(found, Registry) else found()
     listed = list(rows(entries))
     brought = entries.origins(row[0] for row in listed)
-    table = terminal_table()
-    for column in (*columns, *["from"] * bool(brought)):
-        table.add_column(column, no_wrap=column == "id", overflow="fold")
+    table = terminal_table(*columns, *["from"] * bool(brought), figures=False)
     for row in listed:
         table.add_row(*row, *[brought.get(row[0], "benchsr")] * bool(brought))
     out.print(table)

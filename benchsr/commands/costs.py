@@ -146,5 +146,7 @@ def _seconds(model: nn.Module, lr: Tensor) -> float:
 
 
 def _machine(device: torch.device) -> str:
-    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    threads = torch.get_num_threads()
+    on_cpu = f"CPU, {threads} thread{'s' * (threads != 1)}"
+    what = torch.cuda.get_device_name(device) if device.type == "cuda" else on_cpu
     return f"{what}, {platform.system()} {platform.machine()}, torch {torch.__version__}"

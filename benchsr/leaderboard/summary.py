@@ -75,10 +75,7 @@ def _fitting(threats: Mapping[str, int], label: int, width: int) -> Iterator[lis
 
 
 def _brief_table(threats: Sequence[str], models: Sequence[str], figures: Mapping[tuple[str, str], str]) -> Table:
-    table = terminal_table()
-    table.add_column("model", no_wrap=True)
-    for threat in threats:
-        table.add_column(threat, justify="right", no_wrap=True)
+    table = terminal_table("model", *threats, gap=GAP)
     for model in models:
         table.add_row(Text(model), *(figures.get((model, threat), "–") for threat in threats))
     return table
