@@ -138,7 +138,7 @@ ADAPTIVE: dict[str, ThreatSpec] = {
     "random": ThreatSpec("Random signs", "corruption", random_signs, like="pgd"),
     **{
         f"{name}-{view}": ThreatSpec(
-            f"{make.__name__} {how}", "attack", make, preset={"eps": 10 / 255, **preset}, like="pgd"
+            f"{name.upper()} {how}", "attack", make, preset={"eps": 10 / 255, **preset}, like="pgd"
         )
         for name, make in {"pgd": StrongPGD, "apgd": APGD}.items()
         for view, (how, preset) in VIEWS.items()
@@ -148,7 +148,7 @@ ADAPTIVE: dict[str, ThreatSpec] = {
     ),
     **{
         name: ThreatSpec(
-            f"StrongPGD through the median, {name}/255",
+            f"PGD through the median, eps {eps * 255:g}/255",
             "attack",
             StrongPGD,
             preset={"eps": eps, "steps": 20, "restarts": 1, "median_of": 5},
@@ -169,7 +169,7 @@ L2_SWEEP = {f"l2-{eps:g}": eps for eps in (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 0.87
 EUCLIDEAN: dict[str, ThreatSpec] = {
     **{
         f"{name}-l2": ThreatSpec(
-            f"{make.__name__} in l2 through the median",
+            f"{name.upper()} in l2 through the median",
             "attack",
             make,
             preset={"eps": CROP_24, "norm": "l2", "median_of": 5},
@@ -179,13 +179,13 @@ EUCLIDEAN: dict[str, ThreatSpec] = {
     },
     **{
         f"{before}{name}": ThreatSpec(
-            f"{make.__name__} through the median, l2 norm {eps:g}",
+            f"{title} through the median, l2 norm {eps:g}",
             "attack",
             make,
             preset={"eps": eps, "norm": "l2", "steps": 20, "restarts": 1, "median_of": 5},
             like="pgd",
         )
-        for before, make in {"": APGD, "pgd-": StrongPGD}.items()
+        for title, before, make in (("APGD", "", APGD), ("PGD", "pgd-", StrongPGD))
         for name, eps in L2_SWEEP.items()
     },
 }
