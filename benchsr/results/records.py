@@ -64,6 +64,9 @@ class Record:
 TIMINGS = ("seconds_attack", "seconds_sr")
 """Fields that timings.csv holds."""
 
+DIGITS = dict.fromkeys(TIMINGS, 3)
+"""Significant digits of a field in its file, where they are not 9: seconds repeat no more exactly than that."""
+
 BESIDE = (*TIMINGS, "singles")
 """Fields that results.csv does not hold."""
 
@@ -200,8 +203,11 @@ def _format(record: Record, columns: Sequence[str]) -> str:
 
 def _values(record: Record, columns: Sequence[str]) -> list[str]:
     known = flat(record)
-    values = (known.get(name) for name in columns)
-    return ["" if v is None else f"{v:.9g}" if isinstance(v, float) else " ".join(str(v).split()) for v in values]
+    return ["" if (v := known.get(name)) is None else _written(name, v) for name in columns]
+
+
+def _written(name: str, value: object) -> str:
+    return f"{value:.{DIGITS.get(name, 9)}g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
 @lru_cache(maxsize=1 << 14)
