@@ -19,12 +19,13 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def hardware() -> str:
-    """The processor or accelerator that torch computes on, in words."""
+    """The processor or accelerator that torch computes on, in words, with the cores that a process uses."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     cpuinfo = CPUINFO.read_text().splitlines() if CPUINFO.is_file() else []
     names = [line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name")]
-    return f"{os.cpu_count()} cores of {names[0] if names else platform.processor() or platform.machine()}"
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{torch.get_num_threads()} of {os.cpu_count()} cores of {name}"
 
 
 def provenance(job: Job, progress: Progress, *, start: str, command: str, processes: int) -> dict[str, Any]:

@@ -532,5 +532,5 @@ def test_documented_figures_are_those_of_the_cards() -> None:
 def test_hardware_is_named_where_the_system_names_no_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchsr.train.provenance.CPUINFO", tmp_path / "cpuinfo")  # macOS has none
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert hardware().startswith(f"{os.cpu_count()} cores of ")
+    assert hardware().startswith(f"{torch.get_num_threads()} of {os.cpu_count()} cores of ")
     assert not hardware().endswith(" ")
