@@ -11,6 +11,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from benchsr.base.errors import InputError
 from benchsr.base.registry import Registry
@@ -94,7 +95,7 @@ def list_entries(
     brought = entries.origins(row[0] for row in listed)
     table = terminal_table(*columns, *["from"] * bool(brought), figures=False)
     for row in listed:
-        table.add_row(*row, *[brought.get(row[0], "benchsr")] * bool(brought))
+        table.add_row(*map(escape, row), *[brought.get(row[0], "benchsr")] * bool(brought))
     out.print(table)
     err.print("benchsr show ID has all about one", highlight=False)
 
@@ -113,26 +114,24 @@ def show(
 
     if is_data_card(entry):
         dataset = load_data_card(entry)
-        _tell({"files": state(dataset)[1], "dataset": dataset.model_dump(exclude_none=True)})
+        _tell({"files": state(dataset)[1], "dataset": dataset.model_dump()})
     elif entry.endswith((".toml", *WEIGHTS)) or FACTORY.fullmatch(entry) or entry in zoo() or BEHIND in entry:
         card = load_card(entry)
         recognised = _recognised(card) if entry.endswith(tuple(WEIGHTS)) else {}
-        _tell({"weights": availability(card)[1], **recognised, "model": card.model_dump(exclude_none=True)})
+        _tell({"weights": availability(card)[1], **recognised, "model": card.model_dump()})
     elif entry in THREATS:
         spec = THREATS[entry]
         _tell({"threat": entry, "title": spec.title, "kind": spec.kind, "settings": spec.defaults})
         if spec.make is not None:
-            out.print(_prose("\n\n".join(filter(None, (spec.line, inspect.getdoc(spec.make))))), highlight=False)
+            _explain("\n\n".join(filter(None, (spec.line, inspect.getdoc(spec.make)))))
     elif entry in METRICS:
         metric = METRICS[entry]
         _tell({"metric": entry, "title": metric.title, "unit": metric.unit, "asks": metric.asks})
-        out.print(
-            _prose(inspect.getdoc(metric.function) or metric.details), f"{metric.direction}.", sep="\n", highlight=False
-        )
+        _explain(f"{inspect.getdoc(metric.function) or metric.details}\n\n{metric.direction.capitalize()}.")
     elif entry in DEFENCES:
         defence = DEFENCES[entry]
         _tell({"defence": entry, "title": defence.title, "random": defence.random, "settings": defence.defaults})
-        out.print(f"{defence.about}\nAttacked through: {defence.attacked}.", highlight=False)
+        _explain(f"{defence.about}\n\nAttacked through: {defence.attacked}.")
     elif entry in protocols():
         protocol = protocols()[entry]
         _tell({"fingerprint": protocol.fingerprint, "protocol": protocol.figures()})
@@ -157,9 +156,9 @@ def _without_nothing(value: Any) -> Any:
     return [_without_nothing(v) for v in value] if isinstance(value, list) else value
 
 
-def _prose(text: str) -> str:
-    """Paragraphs without the line breaks that they have in the code."""
-    return re.sub(r"(?<!\n)\n(?!\n)", " ", text)
+def _explain(text: str) -> None:
+    """Print paragraphs, without the line breaks that they have in the code."""
+    out.print(re.sub(r"(?<!\n)\n(?!\n)", " ", text), markup=False, highlight=False)
 
 
 def _recognised(card: Card) -> dict[str, object]:

@@ -13,6 +13,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from pkgutil import resolve_name
@@ -152,6 +153,17 @@ def test_show_tells_facts_as_toml_and_then_prose(
     assert call(monkeypatch, f"show {entry}") == 0
     facts = re.split(r"\n\n(?=[^\n]*[a-z] [a-z][^=]*$)", capsys.readouterr().out, maxsplit=1)[0]
     assert reduce(lambda table, key: table[key], name.split("."), tomllib.loads(facts)) == fact
+
+
+def test_what_strangers_wrote_is_no_markup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    title = "PGD [red] of [link=http://there.test]ours[/link]"
+    monkeypatch.setitem(THREATS._entries, "odd", replace(THREATS["pgd"], title=title, line=f"Of {title}."))
+    assert call(monkeypatch, "show odd") == 0
+    shown = capsys.readouterr().out
+    assert title in shown
+    assert f"Of {title}." in shown
+    assert call(monkeypatch, "list threats") == 0
+    assert "[/link]" in capsys.readouterr().out
 
 
 def test_attack_and_upscale_write_images(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
