@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 from toys import SCORES, changed
 
 from benchsr.base.errors import InputError
-from benchsr.results.records import BESIDE, Record, Status, append_record, columns, read_results, write_results
+from benchsr.results.records import (
+    BESIDE,
+    Record,
+    Status,
+    append_record,
+    append_timing,
+    columns,
+    read_results,
+    read_timings,
+    write_results,
+    write_timings,
+)
 
 KEY = "0123456789abcdef" * 4
 
@@ -48,6 +59,16 @@ def test_round_trip_and_order(tmp_path: Path) -> None:
     first = path.read_bytes()
     write_results(path, reversed(records), SCORES)
     assert path.read_bytes() == first
+
+
+def test_seconds_have_three_digits_beside_figures_of_nine(tmp_path: Path) -> None:
+    made = record(psnr=25.123456789, seconds_attack=97.681971, seconds_sr=0.0123456)
+    write_timings(tmp_path / "w.csv", [made])
+    append_timing(tmp_path / "a.csv", made)
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "w.csv").read_bytes()
+    assert read_timings(tmp_path / "w.csv") == {KEY: {"seconds_attack": 97.7, "seconds_sr": 0.0123}}
+    write_results(tmp_path / "r.csv", [made], SCORES)
+    assert read_results(tmp_path / "r.csv")[0][0].scores["psnr"] == 25.1234568
 
 
 def test_appending_equals_writing(tmp_path: Path) -> None:
